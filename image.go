@@ -1,0 +1,54 @@
+package kiln
+
+// ImageConfig is the part of an OCI image configuration that decides how commands run
+// in a sandbox. Field meanings are those of the OCI image specification's "config".
+type ImageConfig struct {
+	Env          []string          `json:"env,omitempty"` // KEY=value
+	User         string            `json:"user,omitempty"`
+	WorkingDir   string            `json:"working_dir,omitempty"`
+	Entrypoint   []string          `json:"entrypoint,omitempty"`
+	Cmd          []string          `json:"cmd,omitempty"`
+	ExposedPorts []string          `json:"exposed_ports,omitempty"` // "8080/tcp"
+	Labels       map[string]string `json:"labels,omitempty"`
+}
+
+// Image is a built image: a root filesystem that can be read once it is there, and the
+// configuration that goes with it. Close it when the entries have been read.
+type Image struct {
+	Config ImageConfig
+	Root   EntrySource
+}
+
+// Close releases the root filesystem and whatever the build held for it.
+func (i *Image) Close() error { return i.Root.Close() }
+
+// BaseImage records which content a FROM line meant at the time of a build.
+type BaseImage struct {
+	Name   string `json:"name"`   // as the Dockerfile says it
+	Digest Digest `json:"digest"` // of the manifest
+	Origin string `json:"origin"` // "registry", "layout" or "bootstrap"
+}
+
+// BuildOptions are the user's choices for the image stage.
+type BuildOptions struct {
+	Dockerfile string            `json:"dockerfile,omitempty"` // path inside the context; "" means "Dockerfile"
+	Target     string            `json:"target,omitempty"`
+	Args       map[string]string `json:"args,omitempty"`
+	NoCache    bool              `json:"no_cache,omitempty"`
+	Pull       bool              `json:"pull,omitempty"` // ask for newer base images
+	// Secrets maps the id of a RUN --mount=type=secret to its value. They are never
+	// stored, never logged, and not part of any key.
+	Secrets map[string][]byte `json:"-"`
+}
+
+// Source is a fetched build context on the local disk.
+type Source struct {
+	Dir     string // the context directory
+	Digest  Digest // over path, mode and content of what is not ignored
+	Options BuildOptions
+	// DisplayName is the Dockerfile as the user named it, for messages.
+	DisplayName string
+	Metadata    Metadata
+	// Warnings are problems worth telling that do not stop the build.
+	Warnings []string
+}

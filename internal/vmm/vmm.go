@@ -1,0 +1,93 @@
+// Package vmm says what a virtual machine monitor must be able to do for Kiln, in the
+// order in which a template and its sandboxes need it:
+//
+//	boot      start a kernel with a root disk and a scratch disk
+//	dial      reach the guest daemon
+//	pause     stop the virtual CPUs
+//	capture   save memory and device state to files
+//	restore   start a private clone from such files, any number of times
+//	kill      end it and release everything
+//
+// The contract fits Firecracker's API as well as QEMU's: memory is a file, device
+// state is a second file, disks are named by path at both boot and restore, and the
+// guest is reached through a connection that the host opens. Package vmm/vmmtest is its
+// conformance suite; every driver runs it.
+package vmm
+
+import (
+	"context"
+	"net"
+
+	"github.com/kilnvm/kiln"
+)
+
+// Driver starts virtual machines of one kind. It is safe for concurrent use.
+type Driver interface {
+	// Info says what this driver is on this host.
+	Info() Info
+	// Boot starts the kernel and returns when the VMM runs; the guest is reachable
+	// when Machine.Dial succeeds. ctx bounds the start, not the life of the machine.
+	Boot(ctx context.Context, cfg Config) (Machine, error)
+	// Restore starts a private clone: memory is mapped copy-on-write and mem.Memory and
+	// mem.State are never changed. cfg must describe the machine that was captured; only
+	// Dir and disk paths may differ. The virtual CPUs stay paused until Machine.Resume.
+	Restore(ctx context.Context, cfg Config, mem State) (Machine, error)
+}
+
+// Info describes a driver. Name, Version and CPU are part of every snapshot key: state
+// saved under one is never loaded under another.
+type Info struct {
+	Name    string // "qemu-tcg", "qemu-kvm", "firecracker"
+	Version string // of the VMM program
+	CPU     string // fingerprint of what the guest sees as its CPU
+}
+
+// Config is one virtual machine.
+type Config struct {
+	// ID names the machine in logs and process lists.
+	ID string
+	// Dir is an existing folder owned by this machine: sockets, console log, state.
+	// The driver leaves nothing outside it. Its path is at most 80 bytes, because Unix
+	// socket addresses are short.
+	Dir  string
+	Boot kiln.BootBundle
+	Size kiln.Size
+	// Rootfs is attached read-only, Scratch read-write, as first and second disk.
+	Rootfs, Scratch string
+	// Memory is where guest memory lives when the machine is to be captured. Empty
+	// means anonymous memory: such a machine cannot be captured. Ignored by Restore.
+	Memory string
+}
+
+// State is a captured machine: its memory and the state of CPUs and devices.
+type State struct {
+	Memory string // path
+	State  string // path
+}
+
+// Machine is one running VM. Methods are safe for concurrent use.
+type Machine interface {
+	// Dial opens a new connection to the guest daemon, waiting until the guest listens
+	// or ctx ends. Connections that were open at capture do not exist in a clone.
+	Dial(ctx context.Context) (net.Conn, error)
+	// Pause stops the virtual CPUs; Resume lets them run again. Both are idempotent.
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+	// Capture saves a paused machine that was booted with Config.Memory. On return
+	// s.Memory and s.State exist and the machine is still paused; it must be killed
+	// next, since s.Memory may be the memory it runs on. All connections made by Dial
+	// are closed.
+	Capture(ctx context.Context, s State) error
+	// PID is the process to account resources to.
+	PID() int
+	// Done is closed when the VMM has ended; Err then says why (nil: it was killed or
+	// the guest shut down).
+	Done() <-chan struct{}
+	Err() error
+	// ConsoleLog is the path of what the guest printed on its serial console.
+	ConsoleLog() string
+	// Kill ends the VMM at once, waits for it, and removes what the driver made in Dir
+	// except the console log. It is idempotent and ignores the state of ctx's caller:
+	// it takes no context because it must always run to its end.
+	Kill() error
+}

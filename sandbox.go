@@ -1,0 +1,101 @@
+package kiln
+
+import (
+	"crypto/rand"
+	"encoding/base32"
+	"strings"
+	"time"
+)
+
+// SandboxStatus is where a sandbox is in its life.
+type SandboxStatus string
+
+const (
+	SandboxCreating SandboxStatus = "creating"
+	SandboxRunning  SandboxStatus = "running"
+	SandboxStopping SandboxStatus = "stopping"
+	SandboxDeleted  SandboxStatus = "deleted"
+	SandboxFailed   SandboxStatus = "failed"
+)
+
+var sandboxTransitions = map[SandboxStatus][]SandboxStatus{
+	SandboxCreating: {SandboxRunning, SandboxFailed, SandboxStopping},
+	SandboxRunning:  {SandboxStopping, SandboxFailed},
+	SandboxStopping: {SandboxDeleted, SandboxFailed},
+	SandboxFailed:   {SandboxStopping, SandboxDeleted},
+}
+
+// CanBecome reports whether a sandbox may go from s to next.
+func (s SandboxStatus) CanBecome(next SandboxStatus) bool {
+	for _, n := range sandboxTransitions[s] {
+		if n == next {
+			return true
+		}
+	}
+	return false
+}
+
+// BootMode says how a sandbox came to life.
+type BootMode string
+
+const (
+	BootWarm     BootMode = "warm"
+	BootSnapshot BootMode = "snapshot"
+	BootCold     BootMode = "cold"
+)
+
+// Sandbox is a running private clone of a template version.
+type Sandbox struct {
+	ID         string        `json:"id"`
+	TemplateID string        `json:"template_id"`
+	Template   string        `json:"template"` // its name
+	Version    int           `json:"version"`
+	Size       string        `json:"size"`
+	VCPUs      int           `json:"cpu"`
+	MemoryMiB  int           `json:"memory_mb"`
+	DiskMB     int           `json:"disk_mb"`
+	Status     SandboxStatus `json:"status"`
+	Reason     string        `json:"reason,omitempty"` // why it failed or ended
+	BootMode   BootMode      `json:"boot_mode,omitempty"`
+	// BootTime runs from the request to the first successful answer of the daemon.
+	BootTime  time.Duration     `json:"-"`
+	Metadata  map[string]string `json:"metadata,omitempty"`
+	Env       map[string]string `json:"-"`
+	CreatedAt time.Time         `json:"created_at"`
+	ExpiresAt time.Time         `json:"expires_at"`
+	EndedAt   time.Time         `json:"ended_at,omitzero"`
+	// AccessToken is what the guest daemon asks for in X-Access-Token.
+	AccessToken string `json:"-"`
+}
+
+// DefaultTTL is the life of a sandbox whose request names none.
+const DefaultTTL = 5 * time.Minute
+
+// MaxTTL is the longest life that a request may ask for.
+const MaxTTL = 24 * time.Hour
+
+var idEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+
+// NewID returns prefix followed by 20 random characters of [a-z2-7] (100 bits). A
+// sandbox ID has no prefix but the letter "i" so that it can be a DNS label.
+func NewID(prefix string) string {
+	var b [13]byte
+	_, _ = rand.Read(b[:]) // never fails: crypto/rand.Read aborts the program instead
+	return prefix + strings.ToLower(idEncoding.EncodeToString(b[:]))[:20]
+}
+
+// NewSandboxID returns a fresh sandbox ID.
+func NewSandboxID() string { return NewID("i") }
+
+// NewTemplateID returns a fresh template ID.
+func NewTemplateID() string { return NewID(TemplateIDPrefix) }
+
+// Identity is what makes a clone itself. It is given after every restore, before the
+// sandbox is handed out, and is in no golden snapshot.
+type Identity struct {
+	SandboxID   string
+	Hostname    string
+	Entropy     []byte // at least 32 fresh random bytes
+	AccessToken string
+	Env         map[string]string
+}

@@ -1,0 +1,43 @@
+package kiln
+
+import "strings"
+
+// Size is a VM preset.
+type Size struct {
+	Name      string `json:"name"`
+	VCPUs     int    `json:"vcpus"`
+	MemoryMiB int    `json:"memory_mib"`
+	// CPUWeight is the share under contention (cgroup v2 cpu.weight, 1 to 10000).
+	CPUWeight int `json:"cpu_weight"`
+}
+
+// DefaultSizeName is the size of a sandbox when neither request nor template names one.
+const DefaultSizeName = "shared-cpu-1x"
+
+// Sizes returns the presets, smallest first.
+func Sizes() []Size {
+	return []Size{
+		{Name: "shared-cpu-1x", VCPUs: 1, MemoryMiB: 512, CPUWeight: 50},
+		{Name: "shared-cpu-2x", VCPUs: 2, MemoryMiB: 1024, CPUWeight: 100},
+		{Name: "shared-cpu-4x", VCPUs: 4, MemoryMiB: 2048, CPUWeight: 200},
+		{Name: "performance-1x", VCPUs: 1, MemoryMiB: 2048, CPUWeight: 400},
+		{Name: "performance-2x", VCPUs: 2, MemoryMiB: 4096, CPUWeight: 800},
+		{Name: "performance-4x", VCPUs: 4, MemoryMiB: 8192, CPUWeight: 1600},
+		{Name: "performance-8x", VCPUs: 8, MemoryMiB: 16384, CPUWeight: 3200},
+	}
+}
+
+// SizeByName returns the preset of that name, or an error that lists all of them.
+func SizeByName(name string) (Size, error) {
+	var names []string
+	for _, s := range Sizes() {
+		if s.Name == name {
+			return s, nil
+		}
+		names = append(names, s.Name)
+	}
+	return Size{}, Errorf(CodeInvalid, "unknown size %q", name).WithHint("sizes are %s", strings.Join(names, ", "))
+}
+
+// Holds reports whether a VM of size s has at least the resources of min.
+func (s Size) Holds(min Size) bool { return s.VCPUs >= min.VCPUs && s.MemoryMiB >= min.MemoryMiB }

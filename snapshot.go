@@ -1,0 +1,79 @@
+package kiln
+
+import (
+	"strconv"
+	"time"
+)
+
+// Blob names an immutable file.
+type Blob struct {
+	Digest Digest `json:"digest"`
+	Size   int64  `json:"size"` // apparent size in bytes
+	Role   string `json:"role"` // "rootfs", "memory", "vmstate", "scratch", "kernel", "initrd", "source"
+}
+
+// Roles of blobs.
+const (
+	RoleRootfs  = "rootfs"
+	RoleMemory  = "memory"
+	RoleVMState = "vmstate"
+	RoleScratch = "scratch"
+	RoleKernel  = "kernel"
+	RoleInitrd  = "initrd"
+	RoleSource  = "source"
+)
+
+// BootBundle is what a VM boots: a guest kernel and an initramfs whose /init is
+// kiln-sandboxd. The daemon is never part of a root filesystem.
+type BootBundle struct {
+	KernelPath    string // ELF vmlinux or bzImage
+	InitrdPath    string
+	KernelVersion string
+	Digest        Digest // over both files
+}
+
+// SnapshotKey lists everything that a golden snapshot depends on. A snapshot is used
+// only where the key computed there equals the key it was stored under.
+type SnapshotKey struct {
+	Rootfs         Digest
+	BootBundle     Digest
+	Size           Size
+	VMM            string // driver name and version, "qemu-tcg 7.2.22"
+	CPUFingerprint string
+	StartCmd       string
+	ReadyCmd       string
+	Config         ImageConfig
+	Env            map[string]string
+	ScratchMB      int
+}
+
+// Snapshot is the saved VM of one version at one size.
+type Snapshot struct {
+	Key       Digest    `json:"key"`
+	SizeName  string    `json:"size"`
+	Memory    Blob      `json:"memory"`
+	VMState   Blob      `json:"vmstate"`
+	Scratch   Blob      `json:"scratch"`
+	Rootfs    Blob      `json:"rootfs"`
+	CreatedAt time.Time `json:"created_at"`
+}
+
+// Digest returns the key under which such a snapshot is stored.
+func (k SnapshotKey) Digest() Digest {
+	return NewKey(StageSnapshot, 1).
+		Add("rootfs", string(k.Rootfs)).
+		Add("boot-bundle", string(k.BootBundle)).
+		Add("size", k.Size.Name).
+		Add("vcpus", strconv.Itoa(k.Size.VCPUs)).
+		Add("memory-mib", strconv.Itoa(k.Size.MemoryMiB)).
+		Add("vmm", k.VMM).
+		Add("cpu", k.CPUFingerprint).
+		Add("start-cmd", k.StartCmd).
+		Add("ready-cmd", k.ReadyCmd).
+		AddList("env", k.Config.Env).
+		Add("user", k.Config.User).
+		Add("working-dir", k.Config.WorkingDir).
+		AddMap("template-env", k.Env).
+		Add("scratch-mb", strconv.Itoa(k.ScratchMB)).
+		Key()
+}
