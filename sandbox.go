@@ -68,6 +68,9 @@ type Sandbox struct {
 	AccessToken string `json:"-"`
 }
 
+// LocalOrgID is the organisation of everything on a server that knows only one.
+const LocalOrgID = "local"
+
 // DefaultTTL is the life of a sandbox whose request names none.
 const DefaultTTL = 5 * time.Minute
 

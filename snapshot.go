@@ -32,19 +32,33 @@ type BootBundle struct {
 	Digest        Digest // over both files
 }
 
+// VMSpec is what the VMs of one version at one size are made of, whether they boot cold
+// or are restored.
+type VMSpec struct {
+	Rootfs    Blob
+	Size      Size
+	Config    ImageConfig
+	Env       map[string]string // the template's, over Config.Env
+	StartCmd  string
+	ReadyCmd  string
+	ScratchMB int
+}
+
+// VMSpec returns what a VM of version v at the given size is made of.
+func (v *Version) VMSpec(size Size) VMSpec {
+	return VMSpec{
+		Rootfs: v.Rootfs, Size: size, Config: v.Config, Env: v.Metadata.Env,
+		StartCmd: v.Metadata.StartCmd, ReadyCmd: v.Metadata.ReadyCmd, ScratchMB: v.ScratchMB(),
+	}
+}
+
 // SnapshotKey lists everything that a golden snapshot depends on. A snapshot is used
 // only where the key computed there equals the key it was stored under.
 type SnapshotKey struct {
-	Rootfs         Digest
+	VMSpec
 	BootBundle     Digest
-	Size           Size
 	VMM            string // driver name and version, "qemu-tcg 7.2.22"
 	CPUFingerprint string
-	StartCmd       string
-	ReadyCmd       string
-	Config         ImageConfig
-	Env            map[string]string
-	ScratchMB      int
 }
 
 // Snapshot is the saved VM of one version at one size.
@@ -61,7 +75,7 @@ type Snapshot struct {
 // Digest returns the key under which such a snapshot is stored.
 func (k SnapshotKey) Digest() Digest {
 	return NewKey(StageSnapshot, 1).
-		Add("rootfs", string(k.Rootfs)).
+		Add("rootfs", string(k.Rootfs.Digest)).
 		Add("boot-bundle", string(k.BootBundle)).
 		Add("size", k.Size.Name).
 		Add("vcpus", strconv.Itoa(k.Size.VCPUs)).

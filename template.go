@@ -40,6 +40,7 @@ func (s VersionStatus) Terminal() bool { return len(versionTransitions[s]) == 0 
 // Template is a named recipe.
 type Template struct {
 	ID          string    `json:"id"` // "tmpl_…"
+	OrgID       string    `json:"-"`  // the owner; "" for built-in templates
 	Name        string    `json:"name"`
 	BuiltIn     bool      `json:"built_in"`
 	Description string    `json:"description,omitempty"`
