@@ -3,6 +3,7 @@ SHELL := /bin/bash
 CACHE := $(CURDIR)/.cache
 export PATH := $(CACHE)/go/bin:$(CACHE)/tools:/usr/local/go/bin:$(PATH)
 export GOTOOLCHAIN := local
+export CGO_ENABLED := 0
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
