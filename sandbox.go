@@ -47,6 +47,7 @@ const (
 // Sandbox is a running private clone of a template version.
 type Sandbox struct {
 	ID         string        `json:"id"`
+	OrgID      string        `json:"-"`
 	TemplateID string        `json:"template_id"`
 	Template   string        `json:"template"` // its name
 	Version    int           `json:"version"`
@@ -66,6 +67,19 @@ type Sandbox struct {
 	EndedAt   time.Time         `json:"ended_at,omitzero"`
 	// AccessToken is what the guest daemon asks for in X-Access-Token.
 	AccessToken string `json:"-"`
+	// Process is the VMM, recorded so that a restarted server can end it.
+	Process Process `json:"-"`
+}
+
+// Process names one process of this host for ever: a PID alone is reused.
+type Process struct {
+	PID       int    // 0 when there is none
+	StartTime uint64 // field 22 of /proc/PID/stat: clock ticks since the host booted
+}
+
+// Living reports whether a sandbox in this status still holds resources.
+func (s SandboxStatus) Living() bool {
+	return s == SandboxCreating || s == SandboxRunning || s == SandboxStopping
 }
 
 // LocalOrgID is the organisation of everything on a server that knows only one.
