@@ -1,6 +1,9 @@
 package kiln
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // Size is a VM preset.
 type Size struct {
@@ -39,5 +42,12 @@ func SizeByName(name string) (Size, error) {
 	return Size{}, Errorf(CodeInvalid, "unknown size %q", name).WithHint("sizes are %s", strings.Join(names, ", "))
 }
 
-// Holds reports whether a VM of size s has at least the resources of min.
-func (s Size) Holds(min Size) bool { return s.VCPUs >= min.VCPUs && s.MemoryMiB >= min.MemoryMiB }
+// Holds reports whether s is min or a preset that [Sizes] lists after it. The order of
+// the presets decides, not every single resource: a template may ask for at least
+// shared-cpu-4x and run by default on performance-2x, which has fewer but stronger CPUs.
+func (s Size) Holds(min Size) bool {
+	rank := func(name string) int {
+		return slices.IndexFunc(Sizes(), func(p Size) bool { return p.Name == name })
+	}
+	return rank(s.Name) >= rank(min.Name)
+}

@@ -1,0 +1,114 @@
+package source
+
+import (
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/kilnvm/kiln"
+)
+
+func TestParseMetadata(t *testing.T) {
+	const documented = `name = "my-ml"
+description = "Machine learning environment"
+author = "your-org"
+icon = "brain"
+tags = ["python", "ml", "data-science"]
+default_size = "performance-2x"
+min_size = "shared-cpu-4x"
+start_cmd = "jupyter kernel"
+ready_cmd = "true"
+disk_mb = 2048
+
+[env]
+PYTHONUNBUFFERED = "1"
+OMP_NUM_THREADS = "2"
+
+[build]
+target = "final"
+args = { A = "1" }
+`
+	want := kiln.Metadata{
+		Name: "my-ml", Description: "Machine learning environment", Author: "your-org", Icon: "brain",
+		Tags: []string{"python", "ml", "data-science"}, DefaultSize: "performance-2x", MinSize: "shared-cpu-4x",
+		Env:      map[string]string{"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"},
+		StartCmd: "jupyter kernel", ReadyCmd: "true", DiskMB: 2048,
+		Build: kiln.MetadataBuild{Target: "final", Args: map[string]string{"A": "1"}},
+	}
+	nested := "[template]\n" + strings.NewReplacer("[env]", "[template.env]", "[build]", "[template.build]").Replace(documented)
+	mixed := strings.Replace(documented, "[env]", "[template]\nauthor = \"your-org\"\n[env]", 1)
+	mixed = strings.Replace(mixed, "author = \"your-org\"\nicon", "icon", 1)
+	for name, text := range map[string]string{"top level": documented, "under [template]": nested, "both": mixed} {
+		t.Run(name, func(t *testing.T) {
+			got, warnings, err := parseMetadata("kiln-template.toml", text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(warnings) != 0 {
+				t.Errorf("warnings %q", warnings)
+			}
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("got  %+v\nwant %+v", got, want)
+			}
+		})
+	}
+}
+
+func TestParseMetadataWarnsOfUnknownKeys(t *testing.T) {
+	text := "name = \"x\"\ncolour = \"red\"\n[template]\nshape = 1\n[build]\ncache = true\n[other]\nx = 1\n"
+	_, warnings, err := parseMetadata("zwrm-template.toml", text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		`zwrm-template.toml:2: unknown key "colour" is ignored`,
+		`zwrm-template.toml:4: unknown key "template.shape" is ignored`,
+		`zwrm-template.toml:6: unknown key "build.cache" is ignored`,
+		`zwrm-template.toml:7: unknown key "other" is ignored`,
+	}
+	if !reflect.DeepEqual(warnings, want) {
+		t.Errorf("got  %q\nwant %q", warnings, want)
+	}
+}
+
+func TestParseMetadataErrors(t *testing.T) {
+	for _, tc := range []struct {
+		text, message string
+		line          int
+	}{
+		{"name = \"x\"\nname = \"y\"", "name", 2},
+		{"\nname = 3", "name: want a string, found an integer", 2},
+		{"name = \"Has Space\"", "name: template name", 1},
+		{"\n\ntags = \"python\"", "tags: want a list of strings", 3},
+		{"tags = [1]", "tags: want a list of strings", 1},
+		{"icon = \"x\"\ndefault_size = \"huge\"", `default_size: unknown size "huge"`, 2},
+		{"min_size = \"shared-cpu-9x\"", `min_size: unknown size`, 1},
+		{"min_size = \"shared-cpu-4x\"\ndefault_size = \"shared-cpu-1x\"", `default_size: "shared-cpu-1x" is smaller`, 2},
+		{"disk_mb = 0", "disk_mb: 0 is not between", 1},
+		{"disk_mb = -5", "disk_mb: -5 is not between", 1},
+		{"disk_mb = 1.5", "disk_mb: want a whole number", 1},
+		{"disk_mb = 99999999", "disk_mb: 99999999 is not between", 1},
+		{"env = 1", "env: want a table of strings", 1},
+		{"[env]\nA = 1", "env: want a table of strings", 1},
+		{"x = 1\n[env]\n\"A B\" = \"1\"", `env: "A B" is no name`, 2},
+		{"name = \"a\"\n[template]\nname = \"b\"", "template.name: is given twice, also as name", 3},
+		{"[build]\ntarget = 1", "build.target: want a string", 2},
+		{"[build]\nargs = [1]", "build.args: want a table of strings", 2},
+		{"build = 1", "build: want a table", 1},
+		{"template = 1", "template: want a table", 1},
+		{"start_cmd = [\"a\"]", "start_cmd: want a string", 1},
+		{"name = ", "", 1},
+		{"a = 1\n= 2", "", 2},
+	} {
+		_, _, err := parseMetadata("kiln-template.toml", tc.text)
+		var b *kiln.BuildError
+		if !errors.As(err, &b) {
+			t.Errorf("%q: error %v, want a BuildError", tc.text, err)
+			continue
+		}
+		if b.Line != tc.line || !strings.Contains(b.Message, tc.message) {
+			t.Errorf("%q: got line %d %q, want line %d %q", tc.text, b.Line, b.Message, tc.line, tc.message)
+		}
+	}
+}

@@ -1,0 +1,116 @@
+package source
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+	"github.com/kilnvm/kiln"
+)
+
+const maxDiskMB = 1 << 20 // 1 TiB
+
+// value is one value of a metadata file and the place where it stands. Its methods store
+// it in a field or say what is wrong with it, naming key and line.
+type value struct {
+	p    *metadataParser
+	key  toml.Key
+	prim toml.Primitive
+	line int
+}
+
+func (v value) errorf(format string, args ...any) error {
+	return metadataError(v.p.file, v.line, "%s: %s", v.key, fmt.Sprintf(format, args...))
+}
+
+// decode stores the value in dst, which takes what want describes.
+func (v value) decode(dst any, want string) error {
+	if err := v.p.md.PrimitiveDecode(v.prim, dst); err != nil {
+		return v.mismatch(want)
+	}
+	return nil
+}
+
+// decodeTable is decode for maps, which the library leaves alone without an error when
+// the value is no table.
+func (v value) decodeTable(dst any, want string) error {
+	if v.p.md.Type(v.key...) != "Hash" {
+		return v.mismatch(want)
+	}
+	return v.decode(dst, want)
+}
+
+func (v value) mismatch(want string) error {
+	return v.errorf("want %s, found %s", want, article(v.p.md.Type(v.key...)))
+}
+
+// article turns the library's name of a TOML type into words.
+func article(tomlType string) string {
+	switch tomlType {
+	case "Integer", "Array":
+		return "an " + strings.ToLower(tomlType) + " that does not fit"
+	case "Hash", "":
+		return "a table that does not fit"
+	}
+	return "a " + strings.ToLower(tomlType)
+}
+
+func (v value) text(dst *string) error {
+	if err := v.decode(dst, "a string"); err != nil {
+		return err
+	}
+	if strings.ContainsRune(*dst, 0) {
+		return v.errorf("contains a NUL character")
+	}
+	return nil
+}
+
+func (v value) name(dst *string) error {
+	if err := v.text(dst); err != nil {
+		return err
+	}
+	if err := kiln.CheckTemplateName(*dst); err != nil {
+		return v.errorf("%v", err)
+	}
+	return nil
+}
+
+func (v value) size(dst *string) error {
+	if err := v.text(dst); err != nil {
+		return err
+	}
+	if _, err := kiln.SizeByName(*dst); err != nil {
+		return v.errorf("%v", err)
+	}
+	return nil
+}
+
+func (v value) disk(dst *int) error {
+	if err := v.decode(dst, "a whole number of MiB"); err != nil {
+		return err
+	}
+	if *dst < 1 || *dst > maxDiskMB {
+		return v.errorf("%d is not between 1 and %d MiB", *dst, maxDiskMB)
+	}
+	return nil
+}
+
+// envName is what POSIX (XBD 8.1) says a portable name of an environment variable is,
+// with lower case allowed.
+var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+func (v value) env(dst *map[string]string) error {
+	if err := v.decodeTable(dst, "a table of strings"); err != nil {
+		return err
+	}
+	for name, val := range *dst {
+		if !envName.MatchString(name) {
+			return v.errorf("%q is no name of an environment variable", name)
+		}
+		if strings.ContainsRune(val, 0) {
+			return v.errorf("the value of %s contains a NUL character", name)
+		}
+	}
+	return nil
+}
