@@ -1,0 +1,214 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/kilnvm/kiln"
+)
+
+// Build is what only matters while a version is being built.
+type Build struct {
+	ID           string // the version's BuildID
+	Node         string // whose job it is
+	Attempts     int    // how often it has been started
+	Cancel       bool   // somebody asked to stop it
+	NeedsSecrets bool   // it was requested with secrets, which are stored nowhere
+}
+
+// Build returns the state of a build.
+func (s *Store) Build(ctx context.Context, id string) (*Build, error) {
+	b := Build{ID: id}
+	err := s.readers.QueryRowContext(ctx, `SELECT node, attempts, cancel_requested, needs_secrets FROM builds WHERE id = ?`, id).
+		Scan(&b.Node, &b.Attempts, &b.Cancel, &b.NeedsSecrets)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, kiln.Errorf(kiln.CodeNotFound, "build %q does not exist", id)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("build %s: %w", id, err)
+	}
+	return &b, nil
+}
+
+// UnfinishedBuilds returns the IDs of all builds of a node whose version is pending or
+// building, oldest first.
+func (s *Store) UnfinishedBuilds(ctx context.Context, node string) ([]string, error) {
+	rows, err := s.readers.QueryContext(ctx, `SELECT b.id FROM builds b JOIN versions v ON v.build_id = b.id
+		WHERE b.active AND b.node = ? ORDER BY v.created_at, b.id`, node)
+	if err != nil {
+		return nil, fmt.Errorf("unfinished builds: %w", err)
+	}
+	ids, err := collect(rows, func(r scanner) (id string, err error) { return id, r.Scan(&id) })
+	if err != nil {
+		return nil, fmt.Errorf("unfinished builds: %w", err)
+	}
+	return ids, nil
+}
+
+// setStatus moves a version along its state machine. set are further assignments.
+func setStatus(ctx context.Context, tx *sql.Tx, buildID string, next kiln.VersionStatus, set string, args ...any) error {
+	v, err := versionByBuild(ctx, tx, buildID)
+	if err != nil {
+		return err
+	}
+	if !v.Status.CanBecome(next) {
+		return kiln.Errorf(kiln.CodeConflict, "build %s is %s and cannot become %s", buildID, v.Status, next)
+	}
+	if set != "" {
+		set = ", " + set
+	}
+	if _, err := exec(ctx, tx, `UPDATE versions SET status = ?`+set+` WHERE build_id = ?`, append(append([]any{next}, args...), buildID)...); err != nil {
+		return fmt.Errorf("build %s: %w", buildID, err)
+	}
+	if next.Terminal() {
+		if _, err := exec(ctx, tx, `UPDATE builds SET active = FALSE WHERE id = ?`, buildID); err != nil {
+			return fmt.Errorf("build %s: %w", buildID, err)
+		}
+	}
+	return nil
+}
+
+// ClaimBuild takes a pending build: its version is building and one more attempt is
+// counted. Only one of several claimants succeeds; for the others it is a conflict.
+func (s *Store) ClaimBuild(ctx context.Context, buildID string) (*kiln.Version, *Build, error) {
+	err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		now := nanos(time.Now())
+		err := setStatus(ctx, tx, buildID, kiln.VersionBuilding, `started_at = CASE started_at WHEN 0 THEN ? ELSE started_at END`, now)
+		if err != nil {
+			return err
+		}
+		if _, err := exec(ctx, tx, `UPDATE builds SET attempts = attempts + 1 WHERE id = ?`, buildID); err != nil {
+			return fmt.Errorf("build %s: %w", buildID, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	v, err := s.VersionByBuild(ctx, buildID)
+	if err != nil {
+		return nil, nil, err
+	}
+	b, err := s.Build(ctx, buildID)
+	return v, b, err
+}
+
+// RequeueBuild makes a build pending again, whether it was building or not, and runs also
+// in the same transaction. refund takes back the attempt that was counted.
+func (s *Store) RequeueBuild(ctx context.Context, buildID string, refund bool, also TxFunc) error {
+	return s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		v, err := versionByBuild(ctx, tx, buildID)
+		if err != nil {
+			return err
+		}
+		if v.Status != kiln.VersionPending {
+			if err := setStatus(ctx, tx, buildID, kiln.VersionPending, ""); err != nil {
+				return err
+			}
+			if refund {
+				if _, err := exec(ctx, tx, `UPDATE builds SET attempts = attempts - 1 WHERE id = ?`, buildID); err != nil {
+					return fmt.Errorf("build %s: %w", buildID, err)
+				}
+			}
+		}
+		return also(ctx, tx)
+	})
+}
+
+// SaveBuild stores what a build has found out so far: configuration, base images, root
+// filesystem and stages. A build that has ended is a conflict.
+func (s *Store) SaveBuild(ctx context.Context, v *kiln.Version) error {
+	return s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		n, err := exec(ctx, tx, `UPDATE versions SET config_json = ?, bases_json = ?, rootfs_json = ?, stages_json = ? WHERE build_id = ? AND status = ?`,
+			jsonColumn{v.Config}, jsonColumn{v.BaseImages}, jsonColumn{v.Rootfs}, jsonColumn{v.Stages}, v.BuildID, kiln.VersionBuilding)
+		if err != nil {
+			return fmt.Errorf("build %s: %w", v.BuildID, err)
+		}
+		if n == 0 {
+			return kiln.Errorf(kiln.CodeConflict, "build %s has ended", v.BuildID)
+		}
+		return nil
+	})
+}
+
+// FailBuild ends a build without success.
+func (s *Store) FailBuild(ctx context.Context, buildID string, why *kiln.BuildError) error {
+	return s.write(ctx, func(ctx context.Context, tx *sql.Tx) error { return failBuild(ctx, tx, buildID, why) })
+}
+
+func failBuild(ctx context.Context, tx *sql.Tx, buildID string, why *kiln.BuildError) error {
+	return setStatus(ctx, tx, buildID, kiln.VersionFailed, `ended_at = ?, build_error_json = ?`, nanos(time.Now()), jsonColumn{why})
+}
+
+func failUnfinished(ctx context.Context, tx *sql.Tx, templateID string, why *kiln.BuildError) ([]string, error) {
+	rows, err := tx.QueryContext(ctx, `SELECT build_id FROM versions WHERE template_id = ? AND status IN (?, ?)`,
+		templateID, kiln.VersionPending, kiln.VersionBuilding)
+	if err != nil {
+		return nil, fmt.Errorf("builds of template %s: %w", templateID, err)
+	}
+	ids, err := collect(rows, func(r scanner) (id string, err error) { return id, r.Scan(&id) })
+	if err != nil {
+		return nil, fmt.Errorf("builds of template %s: %w", templateID, err)
+	}
+	for _, id := range ids {
+		if err := failBuild(ctx, tx, id, why); err != nil {
+			return nil, err
+		}
+	}
+	return ids, nil
+}
+
+// CancelBuild remembers that a build is to stop. A pending build fails at once with why;
+// stopped tells so. A build that has ended is a conflict.
+func (s *Store) CancelBuild(ctx context.Context, buildID string, why *kiln.BuildError) (stopped bool, err error) {
+	err = s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		v, err := versionByBuild(ctx, tx, buildID)
+		if err != nil {
+			return err
+		}
+		switch {
+		case v.Status.Terminal():
+			return kiln.Errorf(kiln.CodeConflict, "build %s has ended: it is %s", buildID, v.Status)
+		case v.Status == kiln.VersionPending:
+			stopped = true
+			return failBuild(ctx, tx, buildID, why)
+		}
+		if _, err := exec(ctx, tx, `UPDATE builds SET cancel_requested = TRUE WHERE id = ?`, buildID); err != nil {
+			return fmt.Errorf("build %s: %w", buildID, err)
+		}
+		return nil
+	})
+	return stopped, err
+}
+
+// Promote ends a build with success: v with all that it holds becomes ready, and the
+// template's newest ready version becomes the one that sandboxes start from. If the
+// template has been deleted meanwhile it is a conflict and nothing changes.
+func (s *Store) Promote(ctx context.Context, v *kiln.Version) error {
+	return s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		err := setStatus(ctx, tx, v.BuildID, kiln.VersionReady, `ended_at = ?, config_json = ?, bases_json = ?, rootfs_json = ?, stages_json = ?`,
+			nanos(v.EndedAt), jsonColumn{v.Config}, jsonColumn{v.BaseImages}, jsonColumn{v.Rootfs}, jsonColumn{v.Stages})
+		if err != nil {
+			return err
+		}
+		m := v.Metadata
+		n, err := exec(ctx, tx, `UPDATE templates SET current = ?, description = ?, author = ?, icon = ?, tags_json = ?, updated_at = ?
+			WHERE id = ? AND deleted_at = 0 AND current < ?`,
+			v.Number, m.Description, m.Author, m.Icon, jsonColumn{m.Tags}, nanos(v.EndedAt), v.TemplateID, v.Number)
+		if err != nil {
+			return fmt.Errorf("promote build %s: %w", v.BuildID, err)
+		}
+		if n > 0 {
+			return setTag(ctx, tx, v.TemplateID, "latest", v.Number)
+		}
+		// A newer version was promoted first and stays, or there is nothing to promote to.
+		_, err = findTemplate(ctx, tx, `t.id = ?`, v.TemplateID)
+		if kiln.CodeOf(err) == kiln.CodeNotFound {
+			return kiln.Errorf(kiln.CodeConflict, "template %s was deleted", v.TemplateID)
+		}
+		return err
+	})
+}

@@ -1,0 +1,115 @@
+-- Times are nanoseconds since 1970 UTC, 0 meaning "not yet". Columns named *_json hold
+-- values of the root package's types.
+
+-- +goose Up
+CREATE TABLE templates (
+    id          TEXT    NOT NULL PRIMARY KEY,
+    org_id      TEXT    NOT NULL,              -- '' for built-in templates
+    name        TEXT    NOT NULL,
+    description TEXT    NOT NULL,
+    author      TEXT    NOT NULL,
+    icon        TEXT    NOT NULL,
+    tags_json   TEXT    NOT NULL,
+    current     BIGINT  NOT NULL DEFAULT 0,    -- promoted version, 0 before the first
+    latest      BIGINT  NOT NULL DEFAULT 0,    -- newest version, whatever became of it
+    created_at  BIGINT  NOT NULL,
+    updated_at  BIGINT  NOT NULL,
+    deleted_at  BIGINT  NOT NULL DEFAULT 0
+);
+CREATE UNIQUE INDEX templates_by_name ON templates (org_id, name) WHERE deleted_at = 0;
+
+CREATE TABLE versions (
+    template_id      TEXT   NOT NULL REFERENCES templates (id),
+    number           BIGINT NOT NULL,
+    build_id         TEXT   NOT NULL UNIQUE,
+    status           TEXT   NOT NULL,
+    created_at       BIGINT NOT NULL,
+    started_at       BIGINT NOT NULL DEFAULT 0,
+    ended_at         BIGINT NOT NULL DEFAULT 0,
+    build_error_json TEXT   NOT NULL DEFAULT 'null',
+    source_blob      TEXT   NOT NULL,
+    source_digest    TEXT   NOT NULL,
+    options_json     TEXT   NOT NULL,
+    metadata_json    TEXT   NOT NULL,
+    config_json      TEXT   NOT NULL DEFAULT '{}',
+    bases_json       TEXT   NOT NULL DEFAULT 'null',
+    rootfs_json      TEXT   NOT NULL DEFAULT '{}',
+    stages_json      TEXT   NOT NULL DEFAULT 'null',
+    PRIMARY KEY (template_id, number)
+);
+CREATE INDEX versions_by_source ON versions (source_blob);
+
+-- What only matters while a version is being built.
+CREATE TABLE builds (
+    id               TEXT    NOT NULL PRIMARY KEY REFERENCES versions (build_id),
+    node             TEXT    NOT NULL,            -- whose job it is
+    attempts         BIGINT  NOT NULL DEFAULT 0,
+    cancel_requested BOOLEAN NOT NULL DEFAULT FALSE,
+    needs_secrets    BOOLEAN NOT NULL DEFAULT FALSE,
+    active           BOOLEAN NOT NULL DEFAULT TRUE -- the version is pending or building
+);
+CREATE INDEX builds_active ON builds (node) WHERE active;
+
+CREATE TABLE version_tags (
+    template_id TEXT   NOT NULL,
+    name        TEXT   NOT NULL,
+    number      BIGINT NOT NULL,
+    PRIMARY KEY (template_id, name),
+    FOREIGN KEY (template_id, number) REFERENCES versions (template_id, number)
+);
+
+CREATE TABLE stage_cache (
+    stage       TEXT   NOT NULL,
+    key         TEXT   NOT NULL,
+    output_json TEXT   NOT NULL,
+    created_at  BIGINT NOT NULL,
+    PRIMARY KEY (stage, key)
+);
+
+-- Equal versions share snapshots: the key covers all that a snapshot depends on.
+CREATE TABLE snapshots (
+    key           TEXT   NOT NULL PRIMARY KEY,
+    snapshot_json TEXT   NOT NULL,
+    created_at    BIGINT NOT NULL
+);
+CREATE TABLE version_snapshots (
+    template_id TEXT   NOT NULL,
+    number      BIGINT NOT NULL,
+    size        TEXT   NOT NULL,
+    key         TEXT   NOT NULL REFERENCES snapshots (key) ON DELETE CASCADE,
+    PRIMARY KEY (template_id, number, size, key),
+    FOREIGN KEY (template_id, number) REFERENCES versions (template_id, number)
+);
+CREATE INDEX version_snapshots_by_key ON version_snapshots (key);
+
+CREATE TABLE sandboxes (
+    id           TEXT    NOT NULL PRIMARY KEY,
+    org_id       TEXT    NOT NULL,
+    template_id  TEXT    NOT NULL,
+    version      BIGINT  NOT NULL,
+    status       TEXT    NOT NULL,
+    living       BOOLEAN NOT NULL,
+    created_at   BIGINT  NOT NULL,
+    sandbox_json TEXT    NOT NULL
+);
+CREATE INDEX sandboxes_living ON sandboxes (created_at, id) WHERE living;
+
+CREATE TABLE tokens (
+    id         TEXT   NOT NULL PRIMARY KEY,
+    org_id     TEXT   NOT NULL,
+    name       TEXT   NOT NULL,
+    hash       TEXT   NOT NULL UNIQUE, -- SHA-256 of the secret, which is random enough to need no salt
+    created_at BIGINT NOT NULL,
+    expires_at BIGINT NOT NULL DEFAULT 0
+);
+
+-- +goose Down
+DROP TABLE tokens;
+DROP TABLE sandboxes;
+DROP TABLE version_snapshots;
+DROP TABLE snapshots;
+DROP TABLE stage_cache;
+DROP TABLE version_tags;
+DROP TABLE builds;
+DROP TABLE versions;
+DROP TABLE templates;

@@ -1,0 +1,119 @@
+package store_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/store"
+	"github.com/kilnvm/kiln/internal/store/storetest"
+)
+
+func open(t testing.TB, path string) *store.Store {
+	t.Helper()
+	s, err := store.Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func TestSQLite(t *testing.T) {
+	storetest.Run(t, func(t *testing.T) *store.Store { return open(t, filepath.Join(t.TempDir(), "kiln.db")) })
+}
+
+func TestOpenIsPrivateAndRepeatable(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "strange ?#%41 name.db")
+	first, err := store.Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := first.CreateToken(t.Context(), store.Token{ID: "t", OrgID: "o", Name: "n", CreatedAt: time.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := os.ReadDir(filepath.Dir(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		info, err := f.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Mode() != 0o600 {
+			t.Errorf("%s has mode %v", f.Name(), info.Mode())
+		}
+		content, err := os.ReadFile(filepath.Join(filepath.Dir(path), f.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(content), secret) {
+			t.Errorf("%s holds the secret of a token", f.Name())
+		}
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if org, err := open(t, path).Authenticate(t.Context(), secret); err != nil || org != "o" {
+		t.Errorf("after reopening: %q, %v", org, err)
+	}
+}
+
+func TestOpenErrors(t *testing.T) {
+	_, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "missing", "kiln.db"))
+	if kiln.CodeOf(err) != kiln.CodeUnavailable {
+		t.Errorf("no directory: %v", err)
+	}
+	garbage := filepath.Join(t.TempDir(), "kiln.db")
+	if err := os.WriteFile(garbage, []byte(strings.Repeat("not a database ", 100)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Open(t.Context(), garbage); err == nil {
+		t.Error("garbage was opened")
+	}
+}
+
+// BenchmarkTenThousandTemplates measures a page in the middle of the list and a
+// resolution by name.
+func BenchmarkTenThousandTemplates(b *testing.B) {
+	s := open(b, filepath.Join(b.TempDir(), "kiln.db"))
+	for i := range 10_000 {
+		t := &kiln.Template{ID: kiln.NewTemplateID(), OrgID: "o", Name: fmt.Sprintf("t%05d", i)}
+		if err := s.CreateTemplate(b.Context(), t, &kiln.Version{TemplateID: t.ID, BuildID: kiln.NewID("b_")}, store.Build{}, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+	bench := func(name string, op func() error) {
+		b.Run(name, func(b *testing.B) {
+			var times []time.Duration
+			for b.Loop() {
+				start := time.Now()
+				if err := op(); err != nil {
+					b.Fatal(err)
+				}
+				times = append(times, time.Since(start))
+			}
+			slices.Sort(times)
+			b.ReportMetric(float64(times[len(times)*99/100].Microseconds()), "p99-µs")
+		})
+	}
+	bench("list", func() error {
+		_, _, err := s.ListTemplates(b.Context(), "o", &store.Cursor{Name: "t05000"}, 50)
+		return err
+	})
+	bench("resolve", func() error {
+		_, _, err := s.ResolveTemplate(b.Context(), "o", kiln.TemplateRef{NameOrID: "t07777"})
+		return err
+	})
+}
