@@ -173,14 +173,30 @@ func (p *metadataParser) checkSizes() error {
 	if p.out.DefaultSize == "" || p.out.MinSize == "" {
 		return nil
 	}
-	if err := CheckSizes(p.out); err != nil {
+	if err := checkSizes(p.out); err != nil {
 		return metadataError(p.file, p.lines.defaultSize, "%v", err)
 	}
 	return nil
 }
 
-// CheckSizes says whether the sizes that m names exist and agree.
-func CheckSizes(m kiln.Metadata) error {
+// CheckMetadata checks values wherever they come from: a file, a flag, a request. It says
+// whether the sizes exist and agree, and whether disk and environment are possible.
+func CheckMetadata(m kiln.Metadata) error {
+	if err := checkSizes(m); err != nil {
+		return err
+	}
+	if m.DiskMB != 0 {
+		if err := checkDisk(m.DiskMB); err != nil {
+			return kiln.Errorf(kiln.CodeInvalid, "disk_mb: %v", err)
+		}
+	}
+	if err := checkEnv(m.Env); err != nil {
+		return kiln.Errorf(kiln.CodeInvalid, "env: %v", err)
+	}
+	return nil
+}
+
+func checkSizes(m kiln.Metadata) error {
 	sizes := map[string]kiln.Size{}
 	for _, name := range []string{m.DefaultSize, m.MinSize} {
 		if name == "" {

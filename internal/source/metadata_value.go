@@ -90,8 +90,15 @@ func (v value) disk(dst *int) error {
 	if err := v.decode(dst, "a whole number of MiB"); err != nil {
 		return err
 	}
-	if *dst < 1 || *dst > maxDiskMB {
-		return v.errorf("%d is not between 1 and %d MiB", *dst, maxDiskMB)
+	if err := checkDisk(*dst); err != nil {
+		return v.errorf("%v", err)
+	}
+	return nil
+}
+
+func checkDisk(mb int) error {
+	if mb < 1 || mb > maxDiskMB {
+		return fmt.Errorf("%d is not between 1 and %d MiB", mb, maxDiskMB)
 	}
 	return nil
 }
@@ -104,12 +111,19 @@ func (v value) env(dst *map[string]string) error {
 	if err := v.decodeTable(dst, "a table of strings"); err != nil {
 		return err
 	}
-	for name, val := range *dst {
+	if err := checkEnv(*dst); err != nil {
+		return v.errorf("%v", err)
+	}
+	return nil
+}
+
+func checkEnv(env map[string]string) error {
+	for name, val := range env {
 		if !envName.MatchString(name) {
-			return v.errorf("%q is no name of an environment variable", name)
+			return fmt.Errorf("%q is no name of an environment variable", name)
 		}
 		if strings.ContainsRune(val, 0) {
-			return v.errorf("the value of %s contains a NUL character", name)
+			return fmt.Errorf("the value of %s contains a NUL character", name)
 		}
 	}
 	return nil

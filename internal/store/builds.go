@@ -97,7 +97,7 @@ func (s *Store) ClaimBuild(ctx context.Context, buildID string) (*kiln.Version, 
 }
 
 // RequeueBuild makes a build pending again, whether it was building or not, and runs also
-// in the same transaction. refund takes back the attempt that was counted.
+// (which may be nil) in the same transaction. refund takes back the attempt that was counted.
 func (s *Store) RequeueBuild(ctx context.Context, buildID string, refund bool, also TxFunc) error {
 	return s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		v, err := versionByBuild(ctx, tx, buildID)
@@ -113,6 +113,9 @@ func (s *Store) RequeueBuild(ctx context.Context, buildID string, refund bool, a
 					return fmt.Errorf("build %s: %w", buildID, err)
 				}
 			}
+		}
+		if also == nil {
+			return nil
 		}
 		return also(ctx, tx)
 	})

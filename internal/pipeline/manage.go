@@ -1,0 +1,138 @@
+package pipeline
+
+import (
+	"context"
+	"iter"
+
+	"github.com/kilnvm/kiln"
+)
+
+// List returns all templates that an organisation sees, by name, each with its newest
+// version.
+func (s *Service) List(ctx context.Context, orgID string) ([]*kiln.Template, error) {
+	const page = 500
+	list, next, err := s.opts.Store.ListTemplates(ctx, orgID, nil, page)
+	for err == nil && next != nil {
+		more, n, perr := s.opts.Store.ListTemplates(ctx, orgID, next, page)
+		list, next, err = append(list, more...), n, perr
+	}
+	return list, err
+}
+
+// Get returns a template with its versions, newest first. A pinned version in ref is
+// ignored.
+func (s *Service) Get(ctx context.Context, orgID, ref string) (*kiln.Template, []*kiln.Version, error) {
+	r, err := kiln.ParseTemplateRef(ref)
+	if err != nil {
+		return nil, nil, err
+	}
+	t, err := s.opts.Store.FindTemplate(ctx, orgID, r.NameOrID)
+	if err != nil {
+		return nil, nil, err
+	}
+	const all = 1 << 30
+	versions, err := s.opts.Store.ListVersions(ctx, t.ID, 0, all)
+	return t, versions, err
+}
+
+// Build returns the version that a build makes, and its template.
+func (s *Service) Build(ctx context.Context, orgID, buildID string) (*kiln.Template, *kiln.Version, error) {
+	v, err := s.opts.Store.VersionByBuild(ctx, buildID)
+	if err != nil {
+		return nil, nil, err
+	}
+	t, err := s.opts.Store.FindTemplate(ctx, orgID, v.TemplateID)
+	if kiln.CodeOf(err) == kiln.CodeNotFound {
+		return nil, nil, kiln.Errorf(kiln.CodeNotFound, "build %q does not exist", buildID)
+	}
+	return t, v, err
+}
+
+// Cancel stops a queued or running build. It returns at once; Wait tells when the build
+// has ended and everything it held is released. A build that has ended is a conflict.
+func (s *Service) Cancel(ctx context.Context, orgID, buildID string) error {
+	if _, _, err := s.Build(ctx, orgID, buildID); err != nil {
+		return err
+	}
+	stopped, err := s.opts.Store.CancelBuild(ctx, buildID, cancelled(kiln.StageSource))
+	if err != nil {
+		return err
+	}
+	if stopped {
+		s.forget(buildID)
+		return nil
+	}
+	s.interrupt(buildID)
+	return nil
+}
+
+func (s *Service) interrupt(buildID string) {
+	s.mu.Lock()
+	cancel := s.running[buildID]
+	s.mu.Unlock()
+	if cancel != nil {
+		cancel(errCancelled)
+	}
+}
+
+// Delete removes a custom template and stops its builds. Running sandboxes keep what they
+// use.
+func (s *Service) Delete(ctx context.Context, orgID, ref string) error {
+	r, err := kiln.ParseTemplateRef(ref)
+	if err != nil {
+		return err
+	}
+	builds, err := s.opts.Store.DeleteTemplate(ctx, orgID, r.NameOrID)
+	if err != nil {
+		return err
+	}
+	for _, id := range builds {
+		s.interrupt(id)
+		s.forget(id)
+	}
+	return nil
+}
+
+// Wait returns the version of a build when the build has ended.
+func (s *Service) Wait(ctx context.Context, buildID string) (*kiln.Version, error) {
+	f, v, err := s.follow(ctx, buildID)
+	if err != nil || v.Status.Terminal() {
+		return v, err
+	}
+	select {
+	case <-f.ended:
+		return s.opts.Store.VersionByBuild(ctx, buildID)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// follow returns the feed of a build and, looked up after it, the version.
+func (s *Service) follow(ctx context.Context, buildID string) (*feed, *kiln.Version, error) {
+	f := s.logs.feed(buildID)
+	v, err := s.opts.Store.VersionByBuild(ctx, buildID)
+	if kiln.CodeOf(err) == kiln.CodeNotFound || err == nil && v.Status.Terminal() {
+		s.logs.end(buildID)
+	}
+	return f, v, err
+}
+
+// Logs yields the lines of a build from an offset that an earlier line gave as Next, 0
+// being the first. With follow it waits for more until the build has ended.
+func (s *Service) Logs(ctx context.Context, orgID, buildID string, offset int64, follow bool) iter.Seq2[LogLine, error] {
+	return func(yield func(LogLine, error) bool) {
+		if _, _, err := s.Build(ctx, orgID, buildID); err != nil {
+			yield(LogLine{}, err)
+			return
+		}
+		var f *feed
+		if follow {
+			var err error
+			if f, _, err = s.follow(ctx, buildID); err != nil {
+				yield(LogLine{}, err)
+				return
+			}
+		}
+		s.logs.lines(ctx, buildID, offset, f)(yield)
+	}
+}

@@ -1,0 +1,307 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"time"
+
+	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/artifact"
+	"github.com/kilnvm/kiln/internal/source"
+	"github.com/kilnvm/kiln/internal/store"
+)
+
+// NewTemplate asks for a template.
+type NewTemplate struct {
+	Name     string    // "" means the name in the metadata file
+	Context  io.Reader // a tar archive, plain or gzip
+	Options  kiln.BuildOptions
+	Metadata kiln.Metadata // what is set here wins over the metadata file
+	// Replace makes the next version if the organisation has a template of that name.
+	Replace bool
+}
+
+// Rebuild asks for the next version of a template from the source of its newest one.
+type Rebuild struct {
+	Template string // reference; a pinned version is ignored
+	NoCache  bool
+	Pull     bool
+	// Secrets are needed again, because those of earlier builds were not kept.
+	Secrets map[string][]byte
+}
+
+// Result is the answer to a request for a build.
+type Result struct {
+	Template *kiln.Template
+	// Version is the new version, or the promoted one if Unchanged.
+	Version *kiln.Version
+	// Unchanged tells that a build would change nothing, so that none was started.
+	Unchanged bool
+	Warnings  []string
+}
+
+// resolveTime bounds the look at the base images while a request waits. If it takes
+// longer, the build finds out whether anything changed.
+const resolveTime = 5 * time.Second
+
+// Create stores the source and queues version 1 of a new template, or with Replace the
+// next version of an existing one. Mistakes that can be seen without building are
+// reported at once, and then nothing is left behind.
+func (s *Service) Create(ctx context.Context, orgID string, req NewTemplate) (_ *Result, err error) {
+	if req.Name != "" {
+		if err := kiln.CheckTemplateName(req.Name); err != nil {
+			return nil, err
+		}
+	}
+	s.beginUpload()
+	var blob kiln.Blob
+	kept := false
+	defer func() { s.endUpload(ctx, blob.Digest, kept) }()
+	if blob, err = s.opts.Blobs.IngestReader(ctx, req.Context, kiln.RoleSource, s.opts.MaxContextBytes); err != nil {
+		if errors.Is(err, artifact.ErrTooLarge) {
+			return nil, kiln.Errorf(kiln.CodeInvalid, "the build context is larger than %d MiB", s.opts.MaxContextBytes>>20).
+				WithHint("leave out what the build does not need with .dockerignore")
+		}
+		return nil, err
+	}
+	v := &kiln.Version{BuildID: kiln.NewID("build_"), CreatedAt: time.Now().UTC(), SourceBlob: blob.Digest, Options: req.Options}
+	dir, err := s.opts.Blobs.TempDir("request")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	src, err := s.openWhole(ctx, filepath.Join(dir, "context"), v)
+	if err != nil {
+		return nil, err
+	}
+	v.SourceDigest, v.Options = src.Digest, src.Options
+	if v.Metadata, err = mergeMetadata(src.Metadata, req.Metadata); err != nil {
+		return nil, err
+	}
+	if req.Name == "" {
+		req.Name = v.Metadata.Name
+	}
+	if err := kiln.CheckTemplateName(req.Name); err != nil {
+		return nil, err
+	}
+	v.Metadata.Name = req.Name
+	res, err := s.createOrReplace(ctx, orgID, req, v, src)
+	if err != nil {
+		return nil, err
+	}
+	kept = !res.Unchanged
+	res.Warnings = src.Warnings
+	return res, nil
+}
+
+func (s *Service) createOrReplace(ctx context.Context, orgID string, req NewTemplate, v *kiln.Version, src kiln.Source) (*Result, error) {
+	if req.Replace {
+		t, err := s.opts.Store.FindTemplate(ctx, orgID, req.Name)
+		if err == nil && !t.BuiltIn {
+			return s.nextVersion(ctx, t, v, src)
+		}
+		if err != nil && kiln.CodeOf(err) != kiln.CodeNotFound {
+			return nil, err
+		}
+	}
+	now := v.CreatedAt
+	m := v.Metadata
+	t := &kiln.Template{
+		ID: kiln.NewTemplateID(), OrgID: orgID, BuiltIn: orgID == "", Name: req.Name, Description: m.Description, Author: m.Author, Icon: m.Icon, Tags: m.Tags,
+		CreatedAt: now, UpdatedAt: now,
+	}
+	v.TemplateID = t.ID
+	err := s.enqueue(v, func(b store.Build, also store.TxFunc) error { return s.opts.Store.CreateTemplate(ctx, t, v, b, also) })
+	if err != nil {
+		return nil, err
+	}
+	t.Latest = v
+	return &Result{Template: t, Version: v}, nil
+}
+
+// Rebuild queues the next version of a template, unless that would change nothing.
+func (s *Service) Rebuild(ctx context.Context, orgID string, req Rebuild) (*Result, error) {
+	ref, err := kiln.ParseTemplateRef(req.Template)
+	if err != nil {
+		return nil, err
+	}
+	t, err := s.opts.Store.FindTemplate(ctx, orgID, ref.NameOrID)
+	if err != nil {
+		return nil, err
+	}
+	if t.BuiltIn && orgID != "" {
+		return nil, kiln.Errorf(kiln.CodeForbidden, "template %q is built-in and rebuilt by the server only", t.Name)
+	}
+	old := t.Latest
+	v := &kiln.Version{
+		TemplateID: t.ID, BuildID: kiln.NewID("build_"), CreatedAt: time.Now().UTC(),
+		SourceBlob: old.SourceBlob, SourceDigest: old.SourceDigest, Options: old.Options, Metadata: old.Metadata,
+	}
+	v.Options.NoCache, v.Options.Pull, v.Options.Secrets = req.NoCache, req.Pull, req.Secrets
+	dir, err := s.opts.Blobs.TempDir("request")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	src, err := s.openRecipe(ctx, filepath.Join(dir, "recipe"), v)
+	if err != nil {
+		return nil, err
+	}
+	return s.nextVersion(ctx, t, v, src)
+}
+
+// nextVersion queues v as the next version of t unless it would equal the promoted one.
+func (s *Service) nextVersion(ctx context.Context, t *kiln.Template, v *kiln.Version, src kiln.Source) (*Result, error) {
+	v.TemplateID = t.ID
+	if current := s.unchanged(ctx, t, v, src); current != nil {
+		return &Result{Template: t, Version: current, Unchanged: true}, nil
+	}
+	err := s.enqueue(v, func(b store.Build, also store.TxFunc) error { return s.opts.Store.CreateVersion(ctx, v, b, also) })
+	if err != nil {
+		return nil, err
+	}
+	t.Latest = v
+	return &Result{Template: t, Version: v}, nil
+}
+
+// enqueue calls insert with what has to happen in the transaction that stores v.
+func (s *Service) enqueue(v *kiln.Version, insert func(store.Build, store.TxFunc) error) error {
+	if len(v.Options.Secrets) > 0 {
+		s.mu.Lock()
+		s.secrets[v.BuildID] = maps.Clone(v.Options.Secrets)
+		s.mu.Unlock()
+	}
+	s.logs.feed(v.BuildID)
+	b := store.Build{Node: s.opts.Node, NeedsSecrets: len(v.Options.Secrets) > 0}
+	if err := insert(b, s.queue.insert(v.BuildID, 0)); err != nil {
+		s.forget(v.BuildID)
+		return err
+	}
+	return nil
+}
+
+// unchanged returns the promoted version of t if building v would give the same, and nil
+// if not or if that cannot be told quickly. It looks only at keys and files at hand.
+func (s *Service) unchanged(ctx context.Context, t *kiln.Template, v *kiln.Version, src kiln.Source) *kiln.Version {
+	if v.Options.NoCache || v.Options.Pull || t.Current == 0 {
+		return nil
+	}
+	current, err := s.opts.Store.Version(ctx, t.ID, t.Current)
+	if err != nil || current.SourceDigest != v.SourceDigest || !reflect.DeepEqual(normal(current.Metadata), normal(v.Metadata)) {
+		return nil
+	}
+	resolveCtx, cancel := context.WithTimeout(ctx, resolveTime)
+	defer cancel()
+	bases, err := s.opts.Images.Resolve(resolveCtx, src)
+	if err != nil {
+		return nil
+	}
+	var b built
+	ok, err := s.opts.Store.CachedStage(ctx, kiln.StageRootfs, s.keysOf(src, bases).rootfs, &b)
+	if err != nil || !ok || b.Rootfs.Digest != current.Rootfs.Digest || !s.opts.Blobs.Has(b.Rootfs) {
+		return nil
+	}
+	size, err := kiln.SizeByName(current.DefaultSize())
+	if err != nil {
+		return nil
+	}
+	if _, ok, err = s.bakes.find(ctx, s.opts.Snapshots.Key(current.VMSpec(size))); err != nil || !ok {
+		return nil
+	}
+	return current
+}
+
+// normal makes metadata comparable: a value that came back from the database has nil
+// where a fresh one may have an empty map.
+func normal(m kiln.Metadata) kiln.Metadata {
+	if len(m.Env) == 0 {
+		m.Env = nil
+	}
+	if len(m.Tags) == 0 {
+		m.Tags = nil
+	}
+	if len(m.Build.Args) == 0 {
+		m.Build.Args = nil
+	}
+	return m
+}
+
+// mergeMetadata returns file with what over sets. Environments are joined.
+func mergeMetadata(file, over kiln.Metadata) (kiln.Metadata, error) {
+	m := file
+	for _, f := range []struct {
+		dst *string
+		src string
+	}{
+		{&m.Description, over.Description}, {&m.Author, over.Author}, {&m.Icon, over.Icon}, {&m.DefaultSize, over.DefaultSize},
+		{&m.MinSize, over.MinSize}, {&m.StartCmd, over.StartCmd}, {&m.ReadyCmd, over.ReadyCmd},
+	} {
+		if f.src != "" {
+			*f.dst = f.src
+		}
+	}
+	if over.Tags != nil {
+		m.Tags = over.Tags
+	}
+	if over.DiskMB != 0 {
+		m.DiskMB = over.DiskMB
+	}
+	if len(over.Env) > 0 {
+		m.Env = maps.Clone(m.Env)
+		if m.Env == nil {
+			m.Env = map[string]string{}
+		}
+		maps.Copy(m.Env, over.Env)
+	}
+	if err := source.CheckMetadata(m); err != nil {
+		return kiln.Metadata{}, err
+	}
+	return m, nil
+}
+
+// beginUpload announces that a source blob may get a new user.
+func (s *Service) beginUpload() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.uploads++
+}
+
+// endUpload removes source blobs that no version refers to. It leaves them while other
+// requests are under way, since one of those may be about to refer to the same blob; the
+// last of them removes what is left.
+func (s *Service) endUpload(ctx context.Context, blob kiln.Digest, kept bool) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.uploads--
+	if blob != "" && !kept {
+		s.orphans[blob] = true
+	}
+	if s.uploads > 0 {
+		return
+	}
+	for d := range s.orphans {
+		if err := s.dropSource(ctx, d); err != nil {
+			s.log.Error("cannot remove an unused build context", "blob", d, "error", err)
+		}
+		delete(s.orphans, d)
+	}
+}
+
+func (s *Service) dropSource(ctx context.Context, d kiln.Digest) error {
+	used, err := s.opts.Store.SourceInUse(ctx, d)
+	if err != nil || used {
+		return err
+	}
+	if err := s.opts.Blobs.Remove(d); err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,221 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/source"
+)
+
+// job is one attempt to build one version.
+type job struct {
+	*Service
+	v       *kiln.Version
+	attempt int
+	dir     string // private, removed at the end
+
+	progress *logWriter
+	stage    kiln.Stage // the one that runs, or ran last
+	src      kiln.Source
+}
+
+// run is called by the queue. It returns when the build has ended or been put back.
+func (s *Service) run(buildID string) {
+	ctx, cancel := context.WithCancelCause(s.ctx)
+	defer cancel(nil)
+	// Registered before the claim: a cancellation either finds the build here or finds it
+	// still pending and fails it there.
+	s.mu.Lock()
+	if s.running[buildID] != nil {
+		s.mu.Unlock()
+		return
+	}
+	s.running[buildID] = cancel
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.running, buildID)
+		s.mu.Unlock()
+	}()
+	v, b, err := s.opts.Store.ClaimBuild(ctx, buildID)
+	if kiln.CodeOf(err) == kiln.CodeConflict {
+		return // it has ended, or another job runs it
+	}
+	if err != nil {
+		s.log.Error("cannot start a build", "build", buildID, "error", err)
+		return
+	}
+	j := &job{Service: s, v: v, attempt: b.Attempts, stage: kiln.StageSource}
+	j.settle(ctx, j.build(ctx, b.NeedsSecrets))
+}
+
+func (j *job) build(ctx context.Context, needsSecrets bool) (err error) {
+	if j.progress, err = j.logs.open(j.v.BuildID); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, j.progress.Close()) }()
+	if j.dir, err = j.opts.Blobs.TempDir("build"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(j.dir)) }()
+	j.v.Stages = nil
+	if j.attempt > 1 {
+		j.progress.Log(kiln.StageSource, fmt.Sprintf("attempt %d", j.attempt))
+	}
+	if j.v.Options.Secrets = j.secretsOf(j.v.BuildID); needsSecrets && j.v.Options.Secrets == nil {
+		return &kiln.BuildError{Stage: kiln.StageSource, Message: "the secrets of this build are gone", Hint: "rebuild and give them again"}
+	}
+	err = j.stages(ctx)
+	switch {
+	case err == nil:
+	case errors.Is(context.Cause(ctx), errShutdown):
+		j.progress.Log(j.stage, "interrupted: "+errShutdown.Error())
+	default:
+		j.progress.Log(j.stage, "failed: "+j.explain(ctx, err).Error())
+	}
+	return err
+}
+
+func (j *job) stages(ctx context.Context) error {
+	if err := j.step(ctx, kiln.StageSource, j.opts.Timeouts.Source, j.sourceStage); err != nil {
+		return err
+	}
+	if err := j.imageAndRootfs(ctx); err != nil {
+		return err
+	}
+	if err := j.step(ctx, kiln.StageSnapshot, 0, j.snapshotStage); err != nil {
+		return err
+	}
+	return j.step(ctx, kiln.StagePromote, time.Minute, j.promote)
+}
+
+// step runs one stage within its deadline (0: the stage has its own) and stores its
+// result.
+func (j *job) step(ctx context.Context, stage kiln.Stage, limit time.Duration, run func(context.Context, *kiln.StageResult) error) error {
+	j.stage = stage
+	begun := time.Now()
+	stageCtx := ctx
+	if limit > 0 {
+		var cancel context.CancelFunc
+		stageCtx, cancel = context.WithTimeoutCause(ctx, limit, errDeadline)
+		defer cancel()
+	}
+	res := kiln.StageResult{Stage: stage}
+	if err := run(stageCtx, &res); err != nil {
+		if errors.Is(context.Cause(stageCtx), errDeadline) {
+			return tooLong(stage, limit)
+		}
+		return err
+	}
+	if stage == kiln.StagePromote {
+		return nil // it has stored its result itself, with the promotion
+	}
+	res.Duration = time.Since(begun)
+	return j.finished(ctx, res)
+}
+
+// finished stores the result of a stage and tells the user.
+func (j *job) finished(ctx context.Context, res kiln.StageResult) error {
+	j.v.Stages = append(j.v.Stages, res)
+	what := "done in"
+	if res.Cached {
+		what = "unchanged, found in"
+	}
+	j.progress.Log(res.Stage, fmt.Sprintf("%s %s", what, res.Duration.Round(time.Millisecond)))
+	return j.opts.Store.SaveBuild(ctx, j.v)
+}
+
+func tooLong(stage kiln.Stage, limit time.Duration) *kiln.BuildError {
+	return &kiln.BuildError{Stage: stage, Message: fmt.Sprintf("took longer than %s and was stopped", limit), Err: errDeadline}
+}
+
+// sourceStage reads the recipe: what is needed to learn the base images and, with them,
+// whether anything has to be built at all.
+func (j *job) sourceStage(ctx context.Context, res *kiln.StageResult) error {
+	src, err := j.openRecipe(ctx, filepath.Join(j.dir, "recipe"), j.v)
+	if err != nil {
+		return err
+	}
+	j.src = src
+	for _, w := range src.Warnings {
+		j.progress.Log(kiln.StageSource, "warning: "+w)
+	}
+	res.Key = src.Digest
+	var seen bool
+	if res.Cached, err = j.opts.Store.CachedStage(ctx, kiln.StageSource, src.Digest, &seen); err != nil {
+		return err
+	}
+	return j.opts.Store.CacheStage(ctx, kiln.StageSource, src.Digest, true)
+}
+
+// openRecipe unpacks the recipe of a version into the new folder dir. The digest is the
+// one that the version was made with.
+func (s *Service) openRecipe(ctx context.Context, dir string, v *kiln.Version) (kiln.Source, error) {
+	if err := s.unpack(v.SourceBlob, dir, func(f *os.File) error {
+		return source.UnpackRecipe(ctx, f, dir, s.opts.Limits, v.Options.Dockerfile)
+	}); err != nil {
+		return kiln.Source{}, err
+	}
+	src, err := source.Recipe(dir, v.Options)
+	if err != nil {
+		// A Dockerfile behind a symlink, for one, needs more than the recipe's files.
+		if src, err = s.openWhole(ctx, dir+"-whole", v); err != nil {
+			return kiln.Source{}, err
+		}
+	}
+	src.Digest = v.SourceDigest
+	return src, nil
+}
+
+// openWhole unpacks the whole context into the new folder dir.
+func (s *Service) openWhole(ctx context.Context, dir string, v *kiln.Version) (kiln.Source, error) {
+	if err := s.unpack(v.SourceBlob, dir, func(f *os.File) error {
+		return source.Unpack(ctx, f, dir, s.opts.Limits)
+	}); err != nil {
+		return kiln.Source{}, err
+	}
+	return source.Open(ctx, dir, v.Options)
+}
+
+func (s *Service) unpack(blob kiln.Digest, dir string, unpack func(*os.File) error) error {
+	f, err := s.opts.Blobs.Open(blob)
+	if errors.Is(err, os.ErrNotExist) {
+		return kiln.Errorf(kiln.CodeUnavailable, "the build context of this version is no longer stored: %w", err).
+			WithHint("build it again from its directory")
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return fmt.Errorf("build context: %w", err)
+	}
+	return unpack(f)
+}
+
+func (j *job) snapshotStage(ctx context.Context, res *kiln.StageResult) error {
+	size, err := kiln.SizeByName(j.v.DefaultSize())
+	if err != nil {
+		return err
+	}
+	res.Detail = size.Name
+	var snap kiln.Snapshot
+	snap, res.Cached, err = j.bakes.ensure(ctx, j.v, size, j.progress)
+	res.Key = snap.Key
+	return err
+}
+
+func (j *job) promote(ctx context.Context, res *kiln.StageResult) error {
+	j.v.EndedAt = time.Now().UTC()
+	j.v.Stages = append(j.v.Stages, *res)
+	if err := j.opts.Store.Promote(ctx, j.v); err != nil {
+		return err
+	}
+	j.progress.Log(kiln.StagePromote, fmt.Sprintf("version %d is ready", j.v.Number))
+	return nil
+}

@@ -1,0 +1,99 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/kilnvm/kiln"
+)
+
+// settle writes down how an attempt ended. It works also when ctx has ended, and does not
+// give up before the service does: a build must not stay in building.
+func (j *job) settle(ctx context.Context, err error) {
+	id := j.v.BuildID
+	record, terminal := j.outcome(ctx, err)
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 10*time.Second) {
+		tryCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+		serr := record(tryCtx)
+		cancel()
+		if serr == nil {
+			break
+		}
+		if kiln.CodeOf(serr) == kiln.CodeConflict {
+			terminal = true // it has ended otherwise: its template was deleted
+			break
+		}
+		j.log.Error("cannot store the end of a build", "build", id, "error", serr)
+		select {
+		case <-time.After(pause):
+		case <-j.Service.ctx.Done():
+			return // the next server finds it in building
+		}
+	}
+	if terminal {
+		j.forget(id)
+	}
+}
+
+// outcome decides what an error means for the build. terminal is false when it is to be
+// tried again.
+func (j *job) outcome(ctx context.Context, err error) (record func(context.Context) error, terminal bool) {
+	id, log := j.v.BuildID, j.log.With("build", j.v.BuildID, "template", j.v.TemplateID, "stage", j.stage)
+	if err == nil {
+		log.Info("build is ready", "version", j.v.Number)
+		return func(context.Context) error { return nil }, true
+	}
+	if errors.Is(context.Cause(ctx), errShutdown) {
+		return func(ctx context.Context) error { return j.opts.Store.RequeueBuild(ctx, id, true, nil) }, false
+	}
+	why := j.explain(ctx, err)
+	if j.retry(ctx, err) {
+		pause := j.opts.RetryAfter << (j.attempt - 1)
+		log.Error("build failed through a fault of ours and is tried again", "attempt", j.attempt, "after", pause, "error", err)
+		return func(ctx context.Context) error {
+			return j.opts.Store.RequeueBuild(ctx, id, false, j.queue.insert(id, pause))
+		}, false
+	}
+	log.Info("build failed", "error", err)
+	return func(ctx context.Context) error { return j.opts.Store.FailBuild(ctx, id, why) }, true
+}
+
+// retry reports whether an error is a fault of ours that may not happen again.
+func (j *job) retry(ctx context.Context, err error) bool {
+	return kiln.CodeOf(err) == kiln.CodeInternal && ctx.Err() == nil && j.attempt < j.opts.Attempts
+}
+
+// explain turns any error into what the user is shown.
+func (j *job) explain(ctx context.Context, err error) *kiln.BuildError {
+	if errors.Is(context.Cause(ctx), errCancelled) {
+		return cancelled(j.stage)
+	}
+	var mistake *kiln.BuildError
+	if errors.As(err, &mistake) {
+		return mistake
+	}
+	var known *kiln.Error
+	if errors.As(err, &known) && known.Code != kiln.CodeInternal {
+		return &kiln.BuildError{Stage: j.stage, Message: known.Message, Hint: known.Hint, Err: err}
+	}
+	return &kiln.BuildError{
+		Stage: j.stage, Message: "internal error", Err: err,
+		Hint: fmt.Sprintf("the server's log says more about build %s", j.v.BuildID),
+	}
+}
+
+// forget releases what is kept in memory for a build that has not ended.
+func (s *Service) forget(buildID string) {
+	s.mu.Lock()
+	delete(s.secrets, buildID)
+	s.mu.Unlock()
+	s.logs.end(buildID)
+}
+
+func (s *Service) secretsOf(buildID string) map[string][]byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.secrets[buildID]
+}

@@ -1,0 +1,178 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/kilnvm/kiln"
+)
+
+// bakes runs the snapshot stage at most once at a time per key, however many ask.
+type bakes struct {
+	ctx   context.Context
+	opts  Options
+	slots chan struct{}
+
+	mu   sync.Mutex
+	byID map[kiln.Digest]*bake
+	all  sync.WaitGroup
+}
+
+// bake is one run. It goes on as long as anybody waits for it.
+type bake struct {
+	done    chan struct{}
+	snap    kiln.Snapshot
+	err     error
+	waiters int
+	cancel  context.CancelCauseFunc
+}
+
+func newBakes(ctx context.Context, opts Options) *bakes {
+	return &bakes{ctx: ctx, opts: opts, slots: make(chan struct{}, opts.Parallel), byID: map[kiln.Digest]*bake{}}
+}
+
+// find returns the stored snapshot for key if its files are there.
+func (b *bakes) find(ctx context.Context, key kiln.Digest) (kiln.Snapshot, bool, error) {
+	snap, err := b.opts.Store.Snapshot(ctx, key)
+	if kiln.CodeOf(err) == kiln.CodeNotFound {
+		return kiln.Snapshot{}, false, nil
+	}
+	if err != nil {
+		return kiln.Snapshot{}, false, err
+	}
+	for _, blob := range []kiln.Blob{snap.Memory, snap.VMState, snap.Scratch} {
+		if !b.opts.Blobs.Has(blob) {
+			return kiln.Snapshot{}, false, nil
+		}
+	}
+	return *snap, true, nil
+}
+
+// ensure returns the snapshot of a version at a size, baking it if need be, and records
+// that the version has it.
+func (b *bakes) ensure(ctx context.Context, v *kiln.Version, size kiln.Size, progress kiln.Progress) (_ kiln.Snapshot, cached bool, err error) {
+	spec := v.VMSpec(size)
+	key := b.opts.Snapshots.Key(spec)
+	snap, cached, err := b.find(ctx, key)
+	if err != nil {
+		return kiln.Snapshot{}, false, err
+	}
+	if !cached {
+		if snap, err = b.join(ctx, key, spec, progress); err != nil {
+			return kiln.Snapshot{}, false, err
+		}
+	}
+	return snap, cached, b.opts.Store.PutSnapshot(ctx, v.TemplateID, v.Number, snap)
+}
+
+// join waits for the bake of key, starting it if nobody has.
+func (b *bakes) join(ctx context.Context, key kiln.Digest, spec kiln.VMSpec, progress kiln.Progress) (kiln.Snapshot, error) {
+	b.mu.Lock()
+	k := b.byID[key]
+	if k == nil {
+		bakeCtx, cancel := context.WithCancelCause(b.ctx)
+		k = &bake{done: make(chan struct{}), cancel: cancel}
+		b.byID[key] = k
+		b.all.Go(func() { b.run(bakeCtx, k, key, spec, progress) })
+	} else {
+		progress.Log(kiln.StageSnapshot, "waiting for the same snapshot, which is being made already")
+	}
+	k.waiters++
+	b.mu.Unlock()
+
+	select {
+	case <-k.done:
+		return k.snap, k.err
+	case <-ctx.Done():
+	}
+	b.mu.Lock()
+	k.waiters--
+	last := k.waiters == 0
+	if last && b.byID[key] == k {
+		delete(b.byID, key) // whoever comes now starts afresh
+	}
+	b.mu.Unlock()
+	if last {
+		// Nobody wants it any more. It is waited for, so that what it took is released
+		// when the caller says that the build has ended.
+		k.cancel(context.Cause(ctx))
+		<-k.done
+	}
+	return kiln.Snapshot{}, fmt.Errorf("snapshot: %w", context.Cause(ctx))
+}
+
+func (b *bakes) run(ctx context.Context, k *bake, key kiln.Digest, spec kiln.VMSpec, progress kiln.Progress) {
+	defer k.cancel(nil)
+	k.snap, k.err = b.bake(ctx, key, spec, progress)
+	b.mu.Lock()
+	if b.byID[key] == k {
+		delete(b.byID, key)
+	}
+	b.mu.Unlock()
+	close(k.done)
+}
+
+func (b *bakes) bake(ctx context.Context, key kiln.Digest, spec kiln.VMSpec, progress kiln.Progress) (kiln.Snapshot, error) {
+	select {
+	case b.slots <- struct{}{}:
+		defer func() { <-b.slots }()
+	case <-ctx.Done():
+		return kiln.Snapshot{}, context.Cause(ctx)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, b.opts.Timeouts.Snapshot, errDeadline)
+	defer cancel()
+	snap, err := b.opts.Snapshots.Bake(ctx, spec, progress)
+	if err != nil {
+		if errors.Is(context.Cause(ctx), errDeadline) {
+			err = tooLong(kiln.StageSnapshot, b.opts.Timeouts.Snapshot)
+		}
+		return kiln.Snapshot{}, err
+	}
+	if snap.Key != key {
+		return kiln.Snapshot{}, fmt.Errorf("snapshot: made %s, wanted %s", snap.Key.Short(), key.Short())
+	}
+	return snap, nil
+}
+
+// wait returns when no bake runs any more.
+func (b *bakes) wait(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() { b.all.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for snapshots: %w", ctx.Err())
+	}
+}
+
+// EnsureSnapshot returns the golden snapshot of a ready version at a size. If there is
+// none it is made now; whoever asks meanwhile waits for the same one. A size below the
+// template's minimum is invalid.
+func (s *Service) EnsureSnapshot(ctx context.Context, v *kiln.Version, sizeName string) (kiln.Snapshot, error) {
+	size, err := kiln.SizeByName(sizeName)
+	if err != nil {
+		return kiln.Snapshot{}, err
+	}
+	if err := checkMinimum(v.Metadata, size); err != nil {
+		return kiln.Snapshot{}, err
+	}
+	snap, _, err := s.bakes.ensure(ctx, v, size, kiln.DiscardProgress)
+	return snap, err
+}
+
+func checkMinimum(m kiln.Metadata, size kiln.Size) error {
+	if m.MinSize == "" {
+		return nil
+	}
+	least, err := kiln.SizeByName(m.MinSize)
+	if err != nil {
+		return err
+	}
+	if !size.Holds(least) {
+		return kiln.Errorf(kiln.CodeInvalid, "size %s is below the template's minimum %s", size.Name, least.Name)
+	}
+	return nil
+}
