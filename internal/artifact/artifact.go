@@ -169,13 +169,21 @@ func (b *Blobs) publish(path string, blob kiln.Blob) error {
 	return nil
 }
 
-// syncFile makes the file read-only and durable.
+// syncFile makes the file read-only and durable. It spares Check the first reading: the
+// digest has been computed just now.
 func syncFile(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if err := writeStamp(path, info.ModTime()); err != nil {
+		return err
+	}
 	if err := f.Chmod(0o400); err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,19 +28,28 @@ func (b *Blobs) Check(ctx context.Context, blob kiln.Blob) error {
 	if info.Size() != blob.Size {
 		return fmt.Errorf("blob %s is damaged: %d bytes, want %d", blob.Digest.Short(), info.Size(), blob.Size)
 	}
-	stamp := fmt.Sprint(info.ModTime().UnixNano())
-	if readStamp(path) == stamp {
+	if readStamp(path) == stampOf(info.ModTime()) {
 		return nil
 	}
 	// The stamp is of the time before reading: a change meanwhile makes it stale.
 	if err := b.Verify(ctx, blob); err != nil {
 		return err
 	}
-	err = unix.Setxattr(path, stampName, []byte(stamp), 0)
-	if err != nil && !errors.Is(err, unix.ENOTSUP) {
+	if err := writeStamp(path, info.ModTime()); err != nil {
 		return fmt.Errorf("blob %s: remember check: %w", blob.Digest.Short(), err)
 	}
 	return nil
+}
+
+func stampOf(modified time.Time) string { return fmt.Sprint(modified.UnixNano()) }
+
+// writeStamp says that the content was right when the file was modified at that time.
+func writeStamp(path string, modified time.Time) error {
+	err := unix.Setxattr(path, stampName, []byte(stampOf(modified)), 0)
+	if errors.Is(err, unix.ENOTSUP) {
+		return nil
+	}
+	return err
 }
 
 // readStamp returns "" when there is none.

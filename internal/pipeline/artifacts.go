@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/kilnvm/kiln"
 )
@@ -38,7 +39,7 @@ func (j *job) imageAndRootfs(ctx context.Context) error {
 			return err
 		}
 		k = j.keysOf(j.src, j.v.BaseImages)
-		res.Key = k.image
+		res.Key, res.Detail = k.image, "from "+names(j.v.BaseImages)
 		if found, err = j.findBuilt(ctx, k.rootfs); err != nil || found != nil {
 			res.Cached = found != nil
 			return err
@@ -64,6 +65,7 @@ func (j *job) imageAndRootfs(ctx context.Context) error {
 			}
 		}
 		j.v.Rootfs, j.v.Config = found.Rootfs, found.Config
+		res.Detail = fmt.Sprintf("%d MiB", (found.Rootfs.Size+1<<20-1)>>20)
 		return nil
 	})
 }
@@ -115,4 +117,15 @@ func (j *job) writeRootfs(ctx context.Context, key kiln.Digest, img *kiln.Image)
 	}
 	b := &built{Rootfs: blob, Config: img.Config}
 	return b, j.opts.Store.CacheStage(ctx, kiln.StageRootfs, key, b)
+}
+
+func names(bases []kiln.BaseImage) string {
+	if len(bases) == 0 {
+		return "scratch"
+	}
+	list := make([]string, len(bases))
+	for i, b := range bases {
+		list[i] = b.Name
+	}
+	return strings.Join(list, ", ")
 }

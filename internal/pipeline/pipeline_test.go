@@ -280,6 +280,25 @@ func TestOurFaultIsTriedAgain(t *testing.T) {
 	}
 }
 
+func TestPanicFailsOneBuild(t *testing.T) {
+	for _, stage := range allStages {
+		r := newRig(t, t.TempDir(), func(o *Options, s *stages) {
+			o.Attempts = 1
+			s.hook = func(_ context.Context, now kiln.Stage) error {
+				if now == stage {
+					panic("bug")
+				}
+				return nil
+			}
+		})
+		v := r.wait(t, r.create(t, "a", nil))
+		if v.Status != kiln.VersionFailed || v.BuildError.Stage != stage || v.BuildError.Message != "internal error" {
+			t.Errorf("%s: %s, %+v", stage, v.Status, v.BuildError)
+		}
+		r.tidy(t)
+	}
+}
+
 func TestFailedRebuildKeepsTheOldVersion(t *testing.T) {
 	var broken error
 	r := newRig(t, t.TempDir(), func(_ *Options, s *stages) {

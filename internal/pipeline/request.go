@@ -204,7 +204,7 @@ func (s *Service) unchanged(ctx context.Context, t *kiln.Template, v *kiln.Versi
 	}
 	var b built
 	ok, err := s.opts.Store.CachedStage(ctx, kiln.StageRootfs, s.keysOf(src, bases).rootfs, &b)
-	if err != nil || !ok || b.Rootfs.Digest != current.Rootfs.Digest || !s.opts.Blobs.Has(b.Rootfs) {
+	if err != nil || !ok || b.Rootfs.Digest != current.Rootfs.Digest || s.opts.Blobs.Check(ctx, b.Rootfs) != nil {
 		return nil
 	}
 	size, err := kiln.SizeByName(current.DefaultSize())

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"github.com/kilnvm/kiln"
@@ -70,7 +71,7 @@ func (j *job) build(ctx context.Context, needsSecrets bool) (err error) {
 	if j.v.Options.Secrets = j.secretsOf(j.v.BuildID); needsSecrets && j.v.Options.Secrets == nil {
 		return &kiln.BuildError{Stage: kiln.StageSource, Message: "the secrets of this build are gone", Hint: "rebuild and give them again"}
 	}
-	err = j.stages(ctx)
+	err = guarded(func() error { return j.stages(ctx) })
 	switch {
 	case err == nil:
 	case errors.Is(context.Cause(ctx), errShutdown):
@@ -79,6 +80,16 @@ func (j *job) build(ctx context.Context, needsSecrets bool) (err error) {
 		j.progress.Log(j.stage, "failed: "+j.explain(ctx, err).Error())
 	}
 	return err
+}
+
+// guarded turns a panic into an error, so that a bug fails one build and not the server.
+func guarded(fn func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return fn()
 }
 
 func (j *job) stages(ctx context.Context) error {

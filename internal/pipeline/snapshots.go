@@ -33,7 +33,7 @@ func newBakes(ctx context.Context, opts Options) *bakes {
 	return &bakes{ctx: ctx, opts: opts, slots: make(chan struct{}, opts.Parallel), byID: map[kiln.Digest]*bake{}}
 }
 
-// find returns the stored snapshot for key if its files are there.
+// find returns the stored snapshot for key if its files are there and undamaged.
 func (b *bakes) find(ctx context.Context, key kiln.Digest) (kiln.Snapshot, bool, error) {
 	snap, err := b.opts.Store.Snapshot(ctx, key)
 	if kiln.CodeOf(err) == kiln.CodeNotFound {
@@ -43,8 +43,8 @@ func (b *bakes) find(ctx context.Context, key kiln.Digest) (kiln.Snapshot, bool,
 		return kiln.Snapshot{}, false, err
 	}
 	for _, blob := range []kiln.Blob{snap.Memory, snap.VMState, snap.Scratch} {
-		if !b.opts.Blobs.Has(blob) {
-			return kiln.Snapshot{}, false, nil
+		if err := b.opts.Blobs.Check(ctx, blob); err != nil {
+			return kiln.Snapshot{}, false, ctx.Err()
 		}
 	}
 	return *snap, true, nil
@@ -123,7 +123,15 @@ func (b *bakes) bake(ctx context.Context, key kiln.Digest, spec kiln.VMSpec, pro
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, b.opts.Timeouts.Snapshot, errDeadline)
 	defer cancel()
-	snap, err := b.opts.Snapshots.Bake(ctx, spec, progress)
+	// Another bake of the same key may have ended since the caller looked.
+	snap, found, err := b.find(ctx, key)
+	if err != nil || found {
+		return snap, err
+	}
+	err = guarded(func() (err error) {
+		snap, err = b.opts.Snapshots.Bake(ctx, spec, progress)
+		return err
+	})
 	if err != nil {
 		if errors.Is(context.Cause(ctx), errDeadline) {
 			err = tooLong(kiln.StageSnapshot, b.opts.Timeouts.Snapshot)
