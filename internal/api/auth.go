@@ -1,0 +1,71 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"strings"
+
+	"github.com/kilnvm/kiln"
+)
+
+// Authenticator tells whose token a request carries.
+type Authenticator interface {
+	// Authenticate returns the organisation that token belongs to, or a *kiln.Error with
+	// code unauthorized. It takes equally long however much of a wrong token is right.
+	Authenticate(ctx context.Context, token string) (orgID string, err error)
+}
+
+type orgKey struct{}
+
+// orgOf returns the organisation that authenticated put into ctx.
+func orgOf(ctx context.Context) string {
+	org, _ := ctx.Value(orgKey{}).(string)
+	return org
+}
+
+// openPaths need no token.
+func openPath(path string) bool {
+	switch path {
+	case "/healthz", "/readyz", "/openapi.json", "/openapi.yaml":
+		return true
+	}
+	return false
+}
+
+func (s *Server) authenticated(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if openPath(r.URL.Path) {
+			next.ServeHTTP(w, r)
+			return
+		}
+		token := TokenOf(r)
+		if token == "" {
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			writeError(w, newError(kiln.CodeUnauthorized, "no token given", tokenHint))
+			return
+		}
+		org, err := s.opts.Auth.Authenticate(r.Context(), token)
+		if err != nil {
+			e := errorFor(r.Context(), s.log, "authentication", err)
+			if e.Code == kiln.CodeUnauthorized {
+				w.Header().Set("WWW-Authenticate", "Bearer")
+				e = newError(kiln.CodeUnauthorized, "wrong token", tokenHint)
+			}
+			writeError(w, e)
+			return
+		}
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), orgKey{}, org)))
+	})
+}
+
+const tokenHint = "send 'Authorization: Bearer TOKEN'; the local token is in <data dir>/token, or set KILN_TOKEN"
+
+// TokenOf returns the token that r carries as "Authorization: Bearer" or, where that
+// header names a user of the sandbox, as X-API-Key. It returns "" when there is none.
+func TokenOf(r *http.Request) string {
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if strings.EqualFold(scheme, "Bearer") && token != "" {
+		return strings.TrimSpace(token)
+	}
+	return r.Header.Get("X-API-Key")
+}

@@ -1,0 +1,271 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/kilnvm/kiln"
+)
+
+// Sandboxes is the sandbox manager as the API needs it. Every method sees only the
+// organisation's own sandboxes; others do not exist.
+type Sandboxes interface {
+	// Create returns when the sandbox's daemon has answered.
+	Create(ctx context.Context, req NewSandbox) (*kiln.Sandbox, error)
+	List(ctx context.Context, orgID string) ([]*kiln.Sandbox, error)
+	Get(ctx context.Context, orgID, id string) (*kiln.Sandbox, error)
+	// Keepalive lets a running sandbox live ttl from now on.
+	Keepalive(ctx context.Context, orgID, id string, ttl time.Duration) (*kiln.Sandbox, error)
+	// Destroy ends a sandbox and releases what it holds. It is idempotent for a sandbox
+	// that has existed.
+	Destroy(ctx context.Context, orgID, id string) error
+	// Guest returns the daemon of a running sandbox. One that has ended is not found.
+	Guest(ctx context.Context, orgID, id string) (Guest, error)
+}
+
+// NewSandbox asks for a sandbox.
+type NewSandbox struct {
+	OrgID    string
+	Template string // reference
+	Size     string // "" means the template's default
+	Env      map[string]string
+	Metadata map[string]string
+	TTL      time.Duration
+}
+
+// DefaultTemplate is what a request without a template gets, as with PandaStack.
+const DefaultTemplate = "ubuntu-24.04"
+
+// createTimeout bounds the start of a sandbox, cold boots on slow machines included.
+const createTimeout = 3 * time.Minute
+
+// Sandbox is a sandbox as its owner sees it.
+type Sandbox struct {
+	kiln.Sandbox
+	BootMS int64 `json:"boot_ms" doc:"Milliseconds from the request to the daemon's first answer"`
+}
+
+func sandboxOf(s *kiln.Sandbox) Sandbox {
+	return Sandbox{Sandbox: *s, BootMS: s.BootTime.Milliseconds()}
+}
+
+// CreateSandboxRequest is the body of a create request.
+type CreateSandboxRequest struct {
+	_            struct{}          `additionalProperties:"true"`
+	Template     string            `json:"template,omitempty" doc:"Reference: ID, name, name:tag or name@version; default ubuntu-24.04"`
+	Size         string            `json:"size,omitempty" doc:"VM size; default the template's"`
+	TTLSeconds   *int64            `json:"ttl_seconds,omitempty" doc:"Life in seconds, 1 to 86400"`
+	Env          map[string]string `json:"env,omitempty" doc:"Variables of every command"`
+	Metadata     map[string]string `json:"metadata,omitempty"`
+	Persistent   bool              `json:"persistent,omitempty" doc:"Not supported: must be false"`
+	FromSnapshot string            `json:"from_snapshot,omitempty" doc:"Not supported: must be empty"`
+	Volumes      []any             `json:"volumes,omitempty" doc:"Not supported: must be empty"`
+}
+
+// Lifecycle says how long a sandbox lives.
+type Lifecycle struct {
+	TTLSeconds  int64 `json:"ttl_seconds" doc:"Seconds left"`
+	Persistent  bool  `json:"persistent"`
+	IdleSeconds int64 `json:"idle_seconds"`
+}
+
+// LifecycleChange changes it.
+type LifecycleChange struct {
+	_          struct{} `additionalProperties:"true"`
+	TTLSeconds *int64   `json:"ttl_seconds,omitempty" doc:"Life in seconds from now"`
+	Persistent *bool    `json:"persistent,omitempty" doc:"Not supported: must be false"`
+}
+
+// SandboxID is the path parameter of everything about one sandbox.
+type SandboxID struct {
+	ID string `path:"id" example:"iabcdefghijklmnopqrst"`
+}
+
+type (
+	createSandboxInput struct{ Body *CreateSandboxRequest }
+	sandboxOutput      struct{ Body Sandbox }
+	sandboxesOutput    struct{ Body []Sandbox }
+	lifecycleInput     struct {
+		SandboxID
+		Body *LifecycleChange
+	}
+	lifecycleOutput struct{ Body Lifecycle }
+)
+
+func (s *Server) registerSandboxes() {
+	tags := []string{"sandboxes"}
+	register(s, route{Operation: huma.Operation{
+		OperationID: "createSandbox", Method: http.MethodPost, Path: "/v1/sandboxes", Tags: tags,
+		Summary: "Start a sandbox; answers when it can run commands", DefaultStatus: http.StatusCreated,
+	}, unbounded: true}, s.createSandbox)
+	register(s, route{Operation: huma.Operation{
+		OperationID: "listSandboxes", Method: http.MethodGet, Path: "/v1/sandboxes", Tags: tags,
+		Summary: "List living sandboxes",
+	}}, s.listSandboxes)
+	register(s, route{Operation: huma.Operation{
+		OperationID: "getSandbox", Method: http.MethodGet, Path: "/v1/sandboxes/{id}", Tags: tags,
+		Summary: "Show one sandbox",
+	}}, s.getSandbox)
+	register(s, route{Operation: huma.Operation{
+		OperationID: "deleteSandbox", Method: http.MethodDelete, Path: "/v1/sandboxes/{id}", Tags: tags,
+		Summary: "End a sandbox at once", DefaultStatus: http.StatusNoContent,
+	}}, s.deleteSandbox)
+	register(s, route{Operation: huma.Operation{
+		OperationID: "keepSandboxAlive", Method: http.MethodPost, Path: "/v1/sandboxes/{id}/keepalive", Tags: tags,
+		Summary: "Let a sandbox live ttl_seconds from now, by default as long as a new one",
+	}}, s.keepalive)
+	register(s, route{Operation: huma.Operation{
+		OperationID: "getLifecycle", Method: http.MethodGet, Path: "/v1/sandboxes/{id}/lifecycle", Tags: tags,
+		Summary: "Show how long a sandbox lives",
+	}}, s.getLifecycle)
+	register(s, route{Operation: huma.Operation{
+		OperationID: "changeLifecycle", Method: http.MethodPatch, Path: "/v1/sandboxes/{id}/lifecycle", Tags: tags,
+		Summary: "Change how long a sandbox lives",
+	}}, s.changeLifecycle)
+}
+
+func (s *Server) createSandbox(ctx context.Context, in *createSandboxInput) (*sandboxOutput, error) {
+	body := in.Body
+	if body == nil {
+		body = &CreateSandboxRequest{}
+	}
+	req, err := s.newSandbox(ctx, body)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, createTimeout)
+	defer cancel()
+	sb, err := s.opts.Sandboxes.Create(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return &sandboxOutput{Body: sandboxOf(sb)}, nil
+}
+
+func (s *Server) newSandbox(ctx context.Context, body *CreateSandboxRequest) (NewSandbox, error) {
+	switch {
+	case body.Persistent:
+		return NewSandbox{}, notSupported("persistent sandboxes")
+	case body.FromSnapshot != "":
+		return NewSandbox{}, notSupported("sandboxes from a snapshot (from_snapshot)")
+	case len(body.Volumes) > 0:
+		return NewSandbox{}, notSupported("volumes")
+	}
+	req := NewSandbox{OrgID: orgOf(ctx), Template: body.Template, Size: body.Size, Env: body.Env, Metadata: body.Metadata}
+	if req.Template == "" {
+		req.Template = DefaultTemplate
+	}
+	if _, err := kiln.ParseTemplateRef(req.Template); err != nil {
+		return NewSandbox{}, err
+	}
+	if req.Size != "" {
+		if _, err := kiln.SizeByName(req.Size); err != nil {
+			return NewSandbox{}, err
+		}
+	}
+	if err := checkEnv(req.Env); err != nil {
+		return NewSandbox{}, err
+	}
+	var err error
+	req.TTL, err = s.ttl(body.TTLSeconds)
+	return req, err
+}
+
+func notSupported(what string) error {
+	return kiln.Errorf(kiln.CodeInvalid, "%s are not supported", what)
+}
+
+// checkEnv refuses names that no process can have in its environment.
+func checkEnv(env map[string]string) error {
+	for name, value := range env {
+		if !validEnv(name, value) {
+			return kiln.Errorf(kiln.CodeInvalid, "environment variable %q: the name must be without '=' and neither may hold NUL", name)
+		}
+	}
+	return nil
+}
+
+// ttl checks a requested life; nil asks for the default.
+func (s *Server) ttl(seconds *int64) (time.Duration, error) {
+	if seconds == nil || *seconds == 0 { // PandaStack's client sends 0 for "not given"
+		return s.opts.DefaultTTL, nil
+	}
+	if *seconds < 1 || *seconds > int64(kiln.MaxTTL/time.Second) {
+		return 0, kiln.Errorf(kiln.CodeInvalid, "ttl_seconds %d is not between 1 and %d", *seconds, int64(kiln.MaxTTL/time.Second))
+	}
+	return time.Duration(*seconds) * time.Second, nil
+}
+
+func (s *Server) listSandboxes(ctx context.Context, _ *struct{}) (*sandboxesOutput, error) {
+	list, err := s.opts.Sandboxes.List(ctx, orgOf(ctx))
+	if err != nil {
+		return nil, err
+	}
+	out := &sandboxesOutput{Body: make([]Sandbox, 0, len(list))}
+	for _, sb := range list {
+		out.Body = append(out.Body, sandboxOf(sb))
+	}
+	return out, nil
+}
+
+func (s *Server) getSandbox(ctx context.Context, in *SandboxID) (*sandboxOutput, error) {
+	sb, err := s.opts.Sandboxes.Get(ctx, orgOf(ctx), in.ID)
+	if err != nil {
+		return nil, err
+	}
+	return &sandboxOutput{Body: sandboxOf(sb)}, nil
+}
+
+func (s *Server) deleteSandbox(ctx context.Context, in *SandboxID) (*struct{}, error) {
+	return nil, s.opts.Sandboxes.Destroy(ctx, orgOf(ctx), in.ID)
+}
+
+func (s *Server) keepalive(ctx context.Context, in *lifecycleInput) (*sandboxOutput, error) {
+	sb, err := s.extend(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	return &sandboxOutput{Body: sandboxOf(sb)}, nil
+}
+
+func (s *Server) extend(ctx context.Context, in *lifecycleInput) (*kiln.Sandbox, error) {
+	var seconds *int64
+	if in.Body != nil {
+		seconds = in.Body.TTLSeconds
+	}
+	ttl, err := s.ttl(seconds)
+	if err != nil {
+		return nil, err
+	}
+	return s.opts.Sandboxes.Keepalive(ctx, orgOf(ctx), in.ID, ttl)
+}
+
+func (s *Server) getLifecycle(ctx context.Context, in *SandboxID) (*lifecycleOutput, error) {
+	sb, err := s.opts.Sandboxes.Get(ctx, orgOf(ctx), in.ID)
+	if err != nil {
+		return nil, err
+	}
+	return &lifecycleOutput{Body: lifecycleOf(sb)}, nil
+}
+
+func (s *Server) changeLifecycle(ctx context.Context, in *lifecycleInput) (*lifecycleOutput, error) {
+	if in.Body != nil && in.Body.Persistent != nil && *in.Body.Persistent {
+		return nil, notSupported("persistent sandboxes")
+	}
+	if in.Body == nil || in.Body.TTLSeconds == nil {
+		return s.getLifecycle(ctx, &in.SandboxID)
+	}
+	sb, err := s.extend(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	return &lifecycleOutput{Body: lifecycleOf(sb)}, nil
+}
+
+func lifecycleOf(s *kiln.Sandbox) Lifecycle {
+	left := time.Until(s.ExpiresAt).Round(time.Second)
+	return Lifecycle{TTLSeconds: max(0, int64(left/time.Second))}
+}

@@ -1,0 +1,265 @@
+// Package config holds the settings of `kiln serve`: defaults, a TOML file over them,
+// command-line flags over both. It reads no environment variables; cmd/kiln does.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/BurntSushi/toml"
+
+	"github.com/kilnvm/kiln"
+)
+
+// Defaults that the CLI needs too, to find a server without configuration.
+const (
+	DefaultDataDir = "/var/lib/kiln"
+	DefaultListen  = "127.0.0.1:7070"
+)
+
+// Config is the whole configuration. The zero value is not usable; start from [Default].
+type Config struct {
+	DataDir string `toml:"data_dir"`
+	Listen  string `toml:"listen"`
+	// Domain is the parent of sandbox host names, "<port>-<id>.<domain>". Empty means
+	// that sandboxes are reached by header only.
+	Domain string `toml:"domain"`
+
+	Log     Log     `toml:"log"`
+	Build   Build   `toml:"build"`
+	VM      VM      `toml:"vm"`
+	Sandbox Sandbox `toml:"sandbox"`
+	API     API     `toml:"api"`
+}
+
+// Log says what is logged, on standard error.
+type Log struct {
+	Level  string `toml:"level"`  // debug, info, warn or error
+	Format string `toml:"format"` // text or json
+}
+
+// Build configures the source, image and rootfs stages.
+type Build struct {
+	// Address is an existing BuildKit ("unix:///run/buildkit/buildkitd.sock") or Docker
+	// Engine ("docker:///var/run/docker.sock"). Empty means a BuildKit of our own.
+	Address string `toml:"address"`
+	// Mirrors maps a registry's host to the hosts that are asked first.
+	Mirrors map[string][]string `toml:"mirrors"`
+	// ImagesDir keeps base images: what was bootstrapped, and OCI layouts put there by
+	// hand. Empty means <data_dir>/images.
+	ImagesDir string `toml:"images_dir"`
+	// PackageMirror is where base images are bootstrapped from, by distribution
+	// ("debian", "ubuntu"). A distribution that is not named uses the host's sources.
+	PackageMirror map[string]string `toml:"package_mirror"`
+	// CACertificates is a PEM bundle that bootstrapped base images trust in addition.
+	CACertificates string `toml:"ca_certificates"`
+	// Timeout bounds one build from source to promotion.
+	Timeout Duration `toml:"timeout"`
+	// Parallel is how many builds run at once.
+	Parallel int `toml:"parallel"`
+	// MaxContextMB bounds an uploaded build context, in MiB.
+	MaxContextMB int `toml:"max_context_mb"`
+}
+
+// VM configures what sandboxes run on.
+type VM struct {
+	// QEMU is the program; a bare name is looked up in PATH.
+	QEMU string `toml:"qemu"`
+	// Accel is auto (KVM where a boot probe proves it, else software emulation), kvm or tcg.
+	Accel string `toml:"accel"`
+	// Kernel is a guest kernel with its drivers built in. Empty means the
+	// distribution's cloud kernel package.
+	Kernel string `toml:"kernel"`
+	// KernelModules is the folder of the modules that Kernel needs; empty means none.
+	KernelModules string `toml:"kernel_modules"`
+	// BundleDir caches the kernel and the initramfs made from it; empty means
+	// <data_dir>/bundle.
+	BundleDir string `toml:"bundle_dir"`
+	// Sandboxd is the guest daemon; empty means kiln-sandboxd beside the kiln program.
+	Sandboxd string `toml:"sandboxd"`
+	// Sizes are the VM sizes that get a golden snapshot with every build. Others are
+	// booted cold. Empty means each template's default size only.
+	Sizes []string `toml:"sizes"`
+}
+
+// Sandbox bounds what runs.
+type Sandbox struct {
+	// MaxRunning bounds how many sandboxes live at once; 0 means no bound.
+	MaxRunning int `toml:"max_running"`
+	// DefaultTTL is the life of a sandbox whose request names none.
+	DefaultTTL Duration `toml:"default_ttl"`
+}
+
+// API configures the HTTP server.
+type API struct {
+	// RequestTimeout bounds a request that neither streams nor runs a command.
+	RequestTimeout Duration `toml:"request_timeout"`
+	// ShutdownTimeout bounds a graceful stop, including the end of all sandboxes.
+	ShutdownTimeout Duration `toml:"shutdown_timeout"`
+}
+
+// Duration is a time.Duration written like "1m30s" in the file.
+type Duration time.Duration
+
+// UnmarshalText parses the notation of time.ParseDuration.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	if err != nil {
+		return err
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// MarshalText is the inverse of UnmarshalText.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// Default returns the configuration of a server that was told nothing.
+func Default() Config {
+	return Config{
+		DataDir: DefaultDataDir,
+		Listen:  DefaultListen,
+		Log:     Log{Level: "info", Format: "text"},
+		Build:   Build{Timeout: Duration(30 * time.Minute), Parallel: 2, MaxContextMB: 2048},
+		VM:      VM{QEMU: "qemu-system-x86_64", Accel: "auto"},
+		Sandbox: Sandbox{DefaultTTL: Duration(kiln.DefaultTTL)},
+		API:     API{RequestTimeout: Duration(30 * time.Second), ShutdownTimeout: Duration(20 * time.Second)},
+	}
+}
+
+// Load reads the TOML file at path over the defaults. A key that no setting has is an
+// error, so that a misspelt one is noticed.
+func Load(path string) (Config, error) {
+	c := Default()
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return c, kiln.Errorf(kiln.CodeInvalid, "configuration file %s does not exist", path).
+			WithHint("docs/kiln.toml is an annotated sample")
+	}
+	if err != nil {
+		return c, kiln.Errorf(kiln.CodeInvalid, "configuration: %w", err)
+	}
+	md, err := toml.NewDecoder(bytes.NewReader(data)).Decode(&c)
+	if err != nil {
+		return c, kiln.Errorf(kiln.CodeInvalid, "configuration file %s: %w", path, err)
+	}
+	if unknown := md.Undecoded(); len(unknown) > 0 {
+		return c, kiln.Errorf(kiln.CodeInvalid, "configuration file %s: unknown key %q", path, unknown[0].String()).
+			WithHint("docs/kiln.toml lists every key")
+	}
+	return c, nil
+}
+
+// Validate checks every setting and returns the first fault as a *kiln.Error that names
+// the key.
+func (c *Config) Validate() error {
+	for _, check := range []func() error{c.checkPaths, c.checkListen, c.checkLog, c.checkBuild, c.checkVM, c.checkLimits} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Config) checkPaths() error {
+	if c.DataDir == "" {
+		return invalid("data_dir", "is empty")
+	}
+	if !filepath.IsAbs(c.DataDir) {
+		return invalid("data_dir", "%q is not an absolute path", c.DataDir)
+	}
+	for key, path := range map[string]string{"build.images_dir": c.Build.ImagesDir, "vm.bundle_dir": c.VM.BundleDir} {
+		if path != "" && !filepath.IsAbs(path) {
+			return invalid(key, "%q is not an absolute path", path)
+		}
+	}
+	// Unix socket addresses hold 107 bytes, and a sandbox's sockets lie below it.
+	if len(c.DataDir) > maxDataDir {
+		return invalid("data_dir", "is longer than %d bytes, too long for the sockets below it", maxDataDir)
+	}
+	return nil
+}
+
+const maxDataDir = 48
+
+func (c *Config) checkListen() error {
+	host, port, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return invalid("listen", "%q is not HOST:PORT", c.Listen)
+	}
+	if _, err := net.LookupPort("tcp", port); err != nil {
+		return invalid("listen", "%q has no valid port", c.Listen)
+	}
+	if strings.ContainsAny(host, "/ ") {
+		return invalid("listen", "%q has no valid host", c.Listen)
+	}
+	return nil
+}
+
+func (c *Config) checkLog() error {
+	if err := oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error"); err != nil {
+		return err
+	}
+	return oneOf("log.format", c.Log.Format, "text", "json")
+}
+
+func (c *Config) checkBuild() error {
+	if c.Build.Parallel < 1 {
+		return invalid("build.parallel", "must be at least 1")
+	}
+	if c.Build.MaxContextMB < 1 {
+		return invalid("build.max_context_mb", "must be at least 1")
+	}
+	return positive("build.timeout", c.Build.Timeout)
+}
+
+func (c *Config) checkVM() error {
+	if c.VM.QEMU == "" {
+		return invalid("vm.qemu", "is empty")
+	}
+	for _, name := range c.VM.Sizes {
+		if _, err := kiln.SizeByName(name); err != nil {
+			return invalid("vm.sizes", "%v", err)
+		}
+	}
+	return oneOf("vm.accel", c.VM.Accel, "auto", "kvm", "tcg")
+}
+
+func (c *Config) checkLimits() error {
+	if c.Sandbox.MaxRunning < 0 {
+		return invalid("sandbox.max_running", "must not be negative")
+	}
+	if d := time.Duration(c.Sandbox.DefaultTTL); d <= 0 || d > kiln.MaxTTL {
+		return invalid("sandbox.default_ttl", "must lie between 0s and %v", kiln.MaxTTL)
+	}
+	if err := positive("api.request_timeout", c.API.RequestTimeout); err != nil {
+		return err
+	}
+	return positive("api.shutdown_timeout", c.API.ShutdownTimeout)
+}
+
+func positive(key string, d Duration) error {
+	if d <= 0 {
+		return invalid(key, "must be more than 0s")
+	}
+	return nil
+}
+
+func oneOf(key, value string, allowed ...string) error {
+	for _, a := range allowed {
+		if value == a {
+			return nil
+		}
+	}
+	return invalid(key, "%q is not one of %s", value, strings.Join(allowed, ", "))
+}
+
+func invalid(key, format string, args ...any) error {
+	return kiln.Errorf(kiln.CodeInvalid, "configuration: %s %s", key, fmt.Sprintf(format, args...))
+}
