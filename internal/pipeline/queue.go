@@ -18,7 +18,10 @@ const queueName = "builds"
 
 // queue is the durable queue of builds. A job says only which build is due; whether it
 // still is, the version's status decides.
-type queue struct{ client *river.Client[*sql.Tx] }
+type queue struct {
+	client *river.Client[*sql.Tx]
+	news   chan struct{}
+}
 
 type buildJob struct {
 	BuildID string `json:"build_id"`
@@ -40,9 +43,9 @@ func (w *worker) Work(_ context.Context, job *river.Job[buildJob]) error {
 }
 
 func newQueue(ctx context.Context, opts Options, run func(buildID string)) (*queue, error) {
-	driver := riversqlite.New(opts.Store.DB())
+	driver := &promptDriver{Driver: riversqlite.New(opts.Store.DB()), wake: make(chan struct{}, 1)}
 	log := slog.New(warnings{opts.Log.With("component", "queue").Handler()})
-	m, err := rivermigrate.New(driver, &rivermigrate.Config{Logger: log})
+	m, err := rivermigrate.New[*sql.Tx](driver, &rivermigrate.Config{Logger: log})
 	if err != nil {
 		return nil, fmt.Errorf("build queue: %w", err)
 	}
@@ -51,7 +54,7 @@ func newQueue(ctx context.Context, opts Options, run func(buildID string)) (*que
 	}
 	workers := river.NewWorkers()
 	river.AddWorker(workers, &worker{run: run})
-	client, err := river.NewClient(driver, &river.Config{
+	client, err := river.NewClient[*sql.Tx](driver, &river.Config{
 		Logger:      log,
 		Workers:     workers,
 		Queues:      map[string]river.QueueConfig{queueName: {MaxWorkers: opts.Parallel}},
@@ -67,7 +70,16 @@ func newQueue(ctx context.Context, opts Options, run func(buildID string)) (*que
 	if err != nil {
 		return nil, fmt.Errorf("build queue: %w", err)
 	}
-	return &queue{client: client}, nil
+	return &queue{client: client, news: driver.wake}, nil
+}
+
+// wake makes the queue look for jobs at once. It is called after the transaction that
+// inserted one.
+func (q *queue) wake() {
+	select {
+	case q.news <- struct{}{}:
+	default: // it is about to look
+	}
 }
 
 // warnings is a handler that lets only warnings and errors pass.

@@ -183,6 +183,7 @@ func (s *Service) enqueue(v *kiln.Version, insert func(store.Build, store.TxFunc
 		s.forget(v.BuildID)
 		return err
 	}
+	s.queue.wake()
 	return nil
 }
 
