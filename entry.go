@@ -52,6 +52,16 @@ type Entry struct {
 	// It may be called any number of times, in any order, until the source is closed.
 	// It is nil for other types and may be nil when Size is 0.
 	Open func() (io.ReadCloser, error)
+	// Ref, when not empty and the source is a [RefOpener], names the content, so that a
+	// consumer need not keep Open. Equal names in one source mean equal content.
+	Ref string
+}
+
+// RefOpener is an [EntrySource] that opens content by [Entry.Ref]. A consumer of a
+// million entries keeps their short names on disk instead of a million functions.
+type RefOpener interface {
+	EntrySource
+	OpenRef(ref string) (io.ReadCloser, error)
 }
 
 // EntrySource is a root filesystem to be read. Entries arrive in any order; of two with
