@@ -1,0 +1,167 @@
+package sandboxd
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Linux is the [System] of a real guest. It needs root, /proc, /dev and a writable /run.
+type Linux struct{}
+
+// The kernel's requests on its random device (linux/random.h), which package unix lacks in
+// part.
+const (
+	rndAddEntropy  = 0x40085203
+	rndReseedCRNG  = 0x5207
+	bootIDFile     = "/proc/sys/kernel/random/boot_id"
+	bootIDOverride = "/run/kiln/boot_id"
+)
+
+// AddEntropy implements [System].
+func (Linux) AddEntropy(b []byte) error {
+	device, err := os.OpenFile("/dev/urandom", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer device.Close()
+	request := randPoolInfo(b)
+	if err := ioctl(device, rndAddEntropy, unsafe.Pointer(&request[0])); err != nil {
+		return fmt.Errorf("RNDADDENTROPY: %w", err)
+	}
+	if err := ioctl(device, rndReseedCRNG, nil); err != nil {
+		return fmt.Errorf("RNDRESEEDCRNG: %w", err)
+	}
+	return nil
+}
+
+// randPoolInfo is struct rand_pool_info: how many bits to credit, how many bytes follow.
+func randPoolInfo(b []byte) []byte {
+	request := binary.NativeEndian.AppendUint32(nil, uint32(len(b)*8))
+	request = binary.NativeEndian.AppendUint32(request, uint32(len(b)))
+	return append(request, b...)
+}
+
+func ioctl(f *os.File, request uintptr, arg unsafe.Pointer) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), request, uintptr(arg)); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// SetClock implements [System].
+func (Linux) SetClock(t time.Time) error {
+	spec := unix.NsecToTimespec(t.UnixNano())
+	return unix.ClockSettime(unix.CLOCK_REALTIME, &spec)
+}
+
+// SetHostname implements [System].
+func (Linux) SetHostname(name string) error { return unix.Sethostname([]byte(name)) }
+
+// SetBootID implements [System]: a file is mounted over the kernel's, once; later calls
+// change that file.
+func (Linux) SetBootID(id string) error {
+	if err := os.MkdirAll(filepath.Dir(bootIDOverride), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(bootIDOverride, []byte(id+"\n"), 0o444); err != nil {
+		return err
+	}
+	if shown, err := os.ReadFile(bootIDFile); err == nil && strings.TrimSpace(string(shown)) == id {
+		return nil
+	}
+	return unix.Mount(bootIDOverride, bootIDFile, "", unix.MS_BIND, "")
+}
+
+// Reload implements [System].
+func (Linux) Reload(pidFile, command string) error {
+	text, err := os.ReadFile(pidFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil || pid <= 1 {
+		return fmt.Errorf("%s does not hold a process number", pidFile)
+	}
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil || strings.TrimSpace(string(comm)) != command {
+		return nil // a stale file
+	}
+	return unix.Kill(pid, unix.SIGHUP)
+}
+
+// Connections implements [System].
+func (Linux) Connections() ([]string, error) { return openConnections("/proc") }
+
+// Sync implements [System].
+func (Linux) Sync() { unix.Sync() }
+
+// DropCaches implements [System].
+func (Linux) DropCaches() error { return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0) }
+
+// EndProcesses implements [System]. When another program is PID 1, ending processes is
+// that program's part of a shutdown, and this does nothing.
+func (Linux) EndProcesses(ctx context.Context) error {
+	if os.Getpid() != 1 {
+		return nil
+	}
+	// Sent by PID 1, -1 means every process but itself.
+	if err := unix.Kill(-1, unix.SIGTERM); errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	// A process that is not our child gives no event at its end.
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		left, err := othersRunning("/proc")
+		if err != nil || left == 0 {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			_ = unix.Kill(-1, unix.SIGKILL)
+			return nil
+		}
+	}
+}
+
+// othersRunning counts the processes that are neither PID 1, nor the kernel's own threads,
+// nor dead already.
+func othersRunning(proc string) (int, error) {
+	entries, err := os.ReadDir(proc)
+	if err != nil {
+		return 0, err
+	}
+	count := 0
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid <= 2 {
+			continue
+		}
+		stat, err := os.ReadFile(filepath.Join(proc, e.Name(), "stat"))
+		if err != nil {
+			continue // it has just ended
+		}
+		// pid (name) state parent …; the name may contain anything.
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		if len(fields) > 1 && fields[0] != "Z" && fields[1] != "2" {
+			count++
+		}
+	}
+	return count, nil
+}
