@@ -1,0 +1,98 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"mime/multipart"
+	"net/http"
+	"net/textproto"
+
+	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/api"
+)
+
+// CreateTemplate asks for a template.
+type CreateTemplate struct {
+	Name     string
+	Context  io.Reader // a tar archive
+	Options  api.BuildOptions
+	Metadata kiln.Metadata
+	Replace  bool // build the next version if the name exists
+	// Warnings were found while the context was packed; they are handed through.
+	Warnings []string
+}
+
+// ListTemplates returns built-in and own templates.
+func (c *Client) ListTemplates(ctx context.Context) ([]api.Template, error) {
+	var out []api.Template
+	return out, c.call(ctx, http.MethodGet, "/v1/templates", nil, &out)
+}
+
+// GetTemplate returns a template with its versions.
+func (c *Client) GetTemplate(ctx context.Context, ref string) (*api.TemplateDetail, error) {
+	out := &api.TemplateDetail{}
+	return out, c.call(ctx, http.MethodGet, "/v1/templates/"+segment(ref), nil, out)
+}
+
+// DeleteTemplate deletes a custom template.
+func (c *Client) DeleteTemplate(ctx context.Context, ref string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/templates/"+segment(ref), nil, nil)
+}
+
+// RebuildTemplate queues the next version from the same source, unless that would change
+// nothing.
+func (c *Client) RebuildTemplate(ctx context.Context, ref string, req api.RebuildRequest) (*api.Build, error) {
+	out := &api.Build{}
+	return out, c.call(ctx, http.MethodPost, "/v1/templates/"+segment(ref)+"/rebuild", req, out)
+}
+
+// CreateTemplate sends a build context and queues its build.
+func (c *Client) CreateTemplate(ctx context.Context, req CreateTemplate) (*api.Build, error) {
+	body, w := io.Pipe()
+	defer body.Close() // ends writeForm when the server answers before it has read everything
+	form := multipart.NewWriter(w)
+	go func() { w.CloseWithError(writeForm(form, req)) }()
+	path := "/v1/templates/build"
+	if req.Replace {
+		path += "?replace=true"
+	}
+	resp, err := c.send(ctx, http.MethodPost, path, form.FormDataContentType(), body)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	out := &api.Build{}
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return nil, fmt.Errorf("create template: answer: %w", err)
+	}
+	out.Warnings = append(append([]string(nil), req.Warnings...), out.Warnings...)
+	return out, nil
+}
+
+func writeForm(form *multipart.Writer, req CreateTemplate) error {
+	if err := form.WriteField("name", req.Name); err != nil {
+		return err
+	}
+	for name, value := range map[string]any{"options": req.Options, "metadata": req.Metadata} {
+		text, err := json.Marshal(value)
+		if err != nil {
+			return err
+		}
+		if err := form.WriteField(name, string(text)); err != nil {
+			return err
+		}
+	}
+	part, err := form.CreatePart(textproto.MIMEHeader{
+		"Content-Disposition": {`form-data; name="context"; filename="context.tar"`},
+		"Content-Type":        {"application/x-tar"},
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(part, req.Context); err != nil {
+		return err
+	}
+	return form.Close()
+}
