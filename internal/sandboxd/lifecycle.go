@@ -11,7 +11,7 @@ import (
 	"connectrpc.com/connect"
 )
 
-// endGrace is how long processes have to end by themselves at a shutdown.
+// endGrace is how long commands have to end by themselves at a shutdown.
 const endGrace = 5 * time.Second
 
 // quiesceRequest is the optional body of POST /quiesce.
@@ -45,20 +45,19 @@ func (s *Server) postQuiesce(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// postShutdown ends all processes, writes the disks and answers; then the machine goes off.
+// postShutdown ends the commands, writes the disks and answers; then the machine goes off,
+// which is when processes that nobody started through the daemon end.
 func (s *Server) postShutdown(w http.ResponseWriter, r *http.Request) error {
 	// Once begun it is carried through, whether or not the host still listens.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), endGrace)
 	defer cancel()
-	if err := s.system.EndProcesses(ctx); err != nil {
-		s.log.Error("shutdown", "error", err)
-	}
+	s.processes.endAll(ctx)
 	s.system.Sync()
 	w.Header().Set("Connection", "close")
 	w.WriteHeader(http.StatusNoContent)
 	_ = http.NewResponseController(w).Flush()
 	if s.powerOff != nil {
-		go s.powerOff()
+		s.shutdown.Do(func() { go s.powerOff() })
 	}
 	return nil
 }

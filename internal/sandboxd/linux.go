@@ -1,8 +1,6 @@
 package sandboxd
 
 import (
-	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -112,56 +110,3 @@ func (Linux) Sync() { unix.Sync() }
 
 // DropCaches implements [System].
 func (Linux) DropCaches() error { return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0) }
-
-// EndProcesses implements [System]. When another program is PID 1, ending processes is
-// that program's part of a shutdown, and this does nothing.
-func (Linux) EndProcesses(ctx context.Context) error {
-	if os.Getpid() != 1 {
-		return nil
-	}
-	// Sent by PID 1, -1 means every process but itself.
-	if err := unix.Kill(-1, unix.SIGTERM); errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	// A process that is not our child gives no event at its end.
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		left, err := othersRunning("/proc")
-		if err != nil || left == 0 {
-			return err
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			_ = unix.Kill(-1, unix.SIGKILL)
-			return nil
-		}
-	}
-}
-
-// othersRunning counts the processes that are neither PID 1, nor the kernel's own threads,
-// nor dead already.
-func othersRunning(proc string) (int, error) {
-	entries, err := os.ReadDir(proc)
-	if err != nil {
-		return 0, err
-	}
-	count := 0
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid <= 2 {
-			continue
-		}
-		stat, err := os.ReadFile(filepath.Join(proc, e.Name(), "stat"))
-		if err != nil {
-			continue // it has just ended
-		}
-		// pid (name) state parent …; the name may contain anything.
-		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		if len(fields) > 1 && fields[0] != "Z" && fields[1] != "2" {
-			count++
-		}
-	}
-	return count, nil
-}

@@ -1,12 +1,14 @@
 package sandboxd
 
 import (
+	"context"
 	"log/slog"
 	"slices"
 	"sync"
 	"time"
 
 	"connectrpc.com/connect"
+	"golang.org/x/sys/unix"
 
 	"github.com/kilnvm/kiln/internal/guestapi/process"
 	"github.com/kilnvm/kiln/internal/sandboxd/reap"
@@ -138,4 +140,22 @@ func (t *processTable) killAll() {
 		r.kill()
 	}
 	t.active.Wait()
+}
+
+// endAll asks every command to end, refuses new ones, and kills those that still run when
+// ctx ends.
+func (t *processTable) endAll(ctx context.Context) {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	for _, r := range t.live() {
+		_ = r.child.SignalGroup(unix.SIGTERM)
+	}
+	for _, r := range t.live() {
+		select {
+		case <-r.child.Done():
+		case <-ctx.Done():
+		}
+	}
+	t.killAll()
 }

@@ -26,8 +26,8 @@ type Options struct {
 	// Root is the folder below which the daemon looks for /etc (accounts, host name,
 	// machine ID, SSH keys) and /var; "" means "/". Paths in requests are not affected.
 	Root string
-	// PowerOff is called once after POST /shutdown has been answered, when all other
-	// processes have ended. nil means that nothing more happens.
+	// PowerOff is called once, after POST /shutdown has been answered. It should end the
+	// context of Serve. nil means that nothing more happens.
 	PowerOff func()
 	// Log may be nil.
 	Log *slog.Logger
@@ -45,6 +45,7 @@ type Server struct {
 	watchers  watcherTable
 	cpu       cpuMeter
 	initMu    sync.Mutex // one POST /init at a time
+	shutdown  sync.Once
 }
 
 // maxMessage bounds one RPC message in bytes: a client sends standard input in one piece.

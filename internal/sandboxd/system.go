@@ -1,9 +1,6 @@
 package sandboxd
 
-import (
-	"context"
-	"time"
-)
+import "time"
 
 // System carries out what affects the whole machine. [Linux] is the one for a guest.
 type System interface {
@@ -25,7 +22,4 @@ type System interface {
 	Sync()
 	// DropCaches frees memory that holds nothing but copies of clean data.
 	DropCaches() error
-	// EndProcesses asks every process but this one to end, and kills those that have not
-	// when ctx ends.
-	EndProcesses(ctx context.Context) error
 }
