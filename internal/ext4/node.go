@@ -52,9 +52,12 @@ const (
 	maxSeconds = 1<<34 - 1<<31 - 1
 )
 
-// stamp converts t, moving it into the range that ext4 can hold.
+// stamp converts t, moving it into the range that ext4 can hold. The zero time, that of
+// an entry which says nothing, becomes 1970.
 func stamp(t time.Time) (s timestamp, clamped bool) {
 	switch sec := t.Unix(); {
+	case t.IsZero():
+		return timestamp{}, false
 	case sec < minSeconds:
 		return timestamp{minSeconds, 0}, true
 	case sec > maxSeconds:

@@ -167,7 +167,7 @@ func (s *Sorter) merge() *Iterator {
 	heap.Init(&h)
 	first := true
 	return &Iterator{next: func(it *Iterator) bool {
-		if !first {
+		if !first && len(h) > 0 {
 			ok, err := h[0].next()
 			if err != nil {
 				it.err = err

@@ -1,0 +1,289 @@
+package rootfs
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kilnvm/kiln"
+)
+
+// Facts is everything about one entry that must be the same wherever it is looked at: in
+// a build's result, in an image, by a kernel that has mounted the image. Paths and values
+// are bytes, since they need not be text; in JSON they are base64.
+type Facts struct {
+	Path    []byte            `json:"path"`
+	Type    kiln.EntryType    `json:"type"`
+	Mode    uint32            `json:"mode"`
+	UID     uint32            `json:"uid"`
+	GID     uint32            `json:"gid"`
+	ModTime time.Time         `json:"mtime"`
+	Target  []byte            `json:"target,omitempty"` // of a symlink
+	Same    []byte            `json:"same,omitempty"`   // first in path order of the names of a file with several
+	Major   uint32            `json:"major,omitempty"`
+	Minor   uint32            `json:"minor,omitempty"`
+	Size    int64             `json:"size,omitempty"`
+	Data    int64             `json:"data,omitempty"` // bytes of Size that are not holes, counted in blocks of 4 KiB
+	SHA256  string            `json:"sha256,omitempty"`
+	Xattrs  map[string][]byte `json:"xattrs,omitempty"`
+}
+
+// Describe reads all of src, content included, and returns the facts in the order of
+// paths. Sockets are left out, directories that have no entry are added, as in an image.
+func Describe(ctx context.Context, src kiln.EntrySource) ([]Facts, error) {
+	entries := map[string]kiln.Entry{}
+	for e, err := range src.Entries() {
+		if err != nil {
+			return nil, err
+		}
+		if e.Type != kiln.TypeSocket {
+			entries[e.Path] = e
+		}
+	}
+	addParents(entries)
+	first, err := linkGroups(entries)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Facts, 0, len(entries))
+	hashes := map[string]string{} // of files with several names
+	for _, path := range slices.Sorted(maps.Keys(entries)) {
+		if err := ctx.Err(); err != nil {
+			return nil, context.Cause(ctx)
+		}
+		e := entries[path]
+		for e.Type == kiln.TypeHardlink {
+			e = entries[e.Linkname]
+		}
+		f := factsOf(path, &e)
+		same, many := first[e.Path]
+		if many {
+			f.Same = []byte(same)
+		}
+		if e.Type == kiln.TypeRegular {
+			sum, known := hashes[e.Path]
+			if !known {
+				if sum, err = contentSum(&e); err != nil {
+					return nil, fmt.Errorf("read %q: %w", path, err)
+				}
+			}
+			if f.SHA256 = sum; many {
+				hashes[e.Path] = sum
+			}
+		}
+		out = append(out, f)
+	}
+	return out, nil
+}
+
+func addParents(entries map[string]kiln.Entry) {
+	paths := slices.Collect(maps.Keys(entries))
+	for _, p := range append(paths, ".") {
+		for p != "." {
+			i := strings.LastIndexByte(p, '/')
+			if p = p[:max(i, 0)]; p == "" {
+				p = "."
+			}
+			if _, ok := entries[p]; ok {
+				break
+			}
+			entries[p] = kiln.Entry{Path: p, Type: kiln.TypeDirectory, Mode: 0o755, ModTime: time.Unix(0, 0)}
+		}
+	}
+	if _, ok := entries["."]; !ok {
+		entries["."] = kiln.Entry{Path: ".", Type: kiln.TypeDirectory, Mode: 0o755, ModTime: time.Unix(0, 0)}
+	}
+}
+
+// linkGroups maps the path of every file that has several names to the first of them.
+func linkGroups(entries map[string]kiln.Entry) (map[string]string, error) {
+	first := map[string]string{}
+	for path, e := range entries {
+		hops := 0
+		for e.Type == kiln.TypeHardlink {
+			to, ok := entries[e.Linkname]
+			if hops++; !ok || hops > len(entries) {
+				return nil, fmt.Errorf("hardlink %q names nothing", path)
+			}
+			e = to
+		}
+		if e.Path == path {
+			continue
+		}
+		if cur, ok := first[e.Path]; !ok {
+			first[e.Path] = min(e.Path, path)
+		} else {
+			first[e.Path] = min(cur, path)
+		}
+	}
+	return first, nil
+}
+
+func factsOf(path string, e *kiln.Entry) Facts {
+	f := Facts{
+		Path: []byte(path), Type: e.Type, Mode: e.Mode, UID: e.UID, GID: e.GID,
+		ModTime: e.ModTime.UTC(), Major: e.Major, Minor: e.Minor,
+	}
+	if e.ModTime.IsZero() {
+		f.ModTime = time.Unix(0, 0).UTC()
+	}
+	if e.Type == kiln.TypeSymlink {
+		f.Target = []byte(e.Linkname)
+	}
+	if e.Type == kiln.TypeRegular {
+		f.Size, f.Data = e.Size, dataBytes(e)
+	}
+	if len(e.Xattrs) > 0 {
+		f.Xattrs = map[string][]byte{}
+		for k, v := range e.Xattrs {
+			f.Xattrs[k] = []byte(v)
+		}
+	}
+	return f
+}
+
+// dataBytes counts the blocks that hold data.
+func dataBytes(e *kiln.Entry) int64 {
+	const block = 4096
+	if e.Extents == nil {
+		return (e.Size + block - 1) / block * block
+	}
+	total, end := int64(0), int64(0)
+	for _, x := range e.Extents {
+		if x.Length == 0 {
+			continue
+		}
+		from, to := max(x.Offset/block, end), (x.Offset+x.Length+block-1)/block
+		total += max(to-from, 0) * block
+		end = max(end, to)
+	}
+	return total
+}
+
+func contentSum(e *kiln.Entry) (string, error) {
+	h := sha256.New()
+	if e.Size > 0 {
+		r, err := e.Open()
+		if err != nil {
+			return "", err
+		}
+		defer r.Close()
+		if n, err := io.Copy(h, r); err != nil {
+			return "", err
+		} else if n != e.Size {
+			return "", fmt.Errorf("it has %d bytes instead of %d", n, e.Size)
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// Difference is one thing in which two root filesystems differ.
+type Difference struct {
+	Path  string `json:"path"`
+	Field string `json:"field"` // "entry" when one side has no such path
+	A     string `json:"a"`
+	B     string `json:"b"`
+}
+
+func (d Difference) String() string {
+	return fmt.Sprintf("%s: %s: %s → %s", d.Path, d.Field, d.A, d.B)
+}
+
+// Compare returns how b differs from a, both in the order of paths.
+func Compare(a, b []Facts) []Difference {
+	var out []Difference
+	add := func(f *Facts, field, x, y string) {
+		if x != y {
+			out = append(out, Difference{string(f.Path), field, x, y})
+		}
+	}
+	for len(a) > 0 || len(b) > 0 {
+		order := 0
+		switch {
+		case len(a) == 0:
+			order = 1
+		case len(b) == 0:
+			order = -1
+		default:
+			order = cmp.Compare(string(a[0].Path), string(b[0].Path))
+		}
+		switch {
+		case order < 0:
+			add(&a[0], "entry", a[0].kind(), "absent")
+			a = a[1:]
+			continue
+		case order > 0:
+			add(&b[0], "entry", "absent", b[0].kind())
+			b = b[1:]
+			continue
+		}
+		x, y := &a[0], &b[0]
+		add(x, "type", x.kind(), y.kind())
+		add(x, "mode", fmt.Sprintf("%04o", x.Mode), fmt.Sprintf("%04o", y.Mode))
+		add(x, "owner", fmt.Sprintf("%d:%d", x.UID, x.GID), fmt.Sprintf("%d:%d", y.UID, y.GID))
+		add(x, "time", x.ModTime.UTC().Format(time.RFC3339Nano), y.ModTime.UTC().Format(time.RFC3339Nano))
+		add(x, "target", fmt.Sprintf("%q", x.Target), fmt.Sprintf("%q", y.Target))
+		add(x, "hardlink", fmt.Sprintf("%q", x.Same), fmt.Sprintf("%q", y.Same))
+		add(x, "device", fmt.Sprintf("%d:%d", x.Major, x.Minor), fmt.Sprintf("%d:%d", y.Major, y.Minor))
+		add(x, "size", fmt.Sprint(x.Size), fmt.Sprint(y.Size))
+		add(x, "data", fmt.Sprint(x.Data), fmt.Sprint(y.Data))
+		add(x, "content", x.SHA256, y.SHA256)
+		for _, name := range slices.Sorted(maps.Keys(mergedKeys(x.Xattrs, y.Xattrs))) {
+			add(x, "attribute "+name, showValue(x.Xattrs, name), showValue(y.Xattrs, name))
+		}
+		a, b = a[1:], b[1:]
+	}
+	return out
+}
+
+func mergedKeys(a, b map[string][]byte) map[string]bool {
+	out := map[string]bool{}
+	for k := range a {
+		out[k] = true
+	}
+	for k := range b {
+		out[k] = true
+	}
+	return out
+}
+
+func showValue(m map[string][]byte, name string) string {
+	v, ok := m[name]
+	if !ok {
+		return "absent"
+	}
+	return fmt.Sprintf("%q", v)
+}
+
+// kind names the type for people.
+func (f *Facts) kind() string { return TypeName(f.Type) }
+
+// TypeName names an entry's type for people.
+func TypeName(t kiln.EntryType) string {
+	switch t {
+	case kiln.TypeRegular:
+		return "file"
+	case kiln.TypeDirectory:
+		return "directory"
+	case kiln.TypeSymlink:
+		return "symlink"
+	case kiln.TypeHardlink:
+		return "hardlink"
+	case kiln.TypeCharDevice:
+		return "character device"
+	case kiln.TypeBlockDevice:
+		return "block device"
+	case kiln.TypeFIFO:
+		return "fifo"
+	case kiln.TypeSocket:
+		return "socket"
+	}
+	return fmt.Sprintf("type %d", t)
+}
