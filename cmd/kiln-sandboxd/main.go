@@ -1,0 +1,76 @@
+// Command kiln-sandboxd is what runs inside every VM: init and daemon in one program.
+//
+// As process 1 it brings the VM up and serves the channel to the host. Started in any other
+// way it serves an address:
+//
+//	kiln-sandboxd -listen tcp:127.0.0.1:49983
+//	kiln-sandboxd -listen unix:/run/kiln.sock
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kilnvm/kiln/internal/sandboxd"
+	"github.com/kilnvm/kiln/internal/sandboxd/pid1"
+	"github.com/kilnvm/kiln/internal/sandboxd/reap"
+)
+
+// The daemon shares a small VM with its user's programs: it collects garbage early, and above
+// this size, in bytes, as hard as it takes to stay below.
+const (
+	garbagePercent = 50
+	memoryLimit    = 48 << 20
+)
+
+func main() {
+	debug.SetGCPercent(garbagePercent)
+	debug.SetMemoryLimit(memoryLimit)
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if os.Getpid() == 1 {
+		children := &reap.Registry{}
+		pid1.Run(pid1.Options{Children: children, Log: log, Serve: func(ctx context.Context, l net.Listener) error {
+			return serve(ctx, l, children, log)
+		}})
+	}
+	listen := flag.String("listen", "", "address to serve: tcp:HOST:PORT or unix:PATH")
+	flag.Parse()
+	if err := serveAddress(*listen, log); err != nil {
+		fmt.Fprintln(os.Stderr, "kiln-sandboxd:", err)
+		os.Exit(1)
+	}
+}
+
+// serve runs the daemon until ctx ends or the host asks for a shutdown.
+func serve(ctx context.Context, l net.Listener, children *reap.Registry, log *slog.Logger) error {
+	ctx, shutdown := context.WithCancel(ctx)
+	defer shutdown()
+	return sandboxd.New(sandboxd.Options{
+		System: sandboxd.Linux{}, Children: children, PowerOff: shutdown, Log: log,
+	}).Serve(ctx, l)
+}
+
+// serveAddress runs the daemon under another init.
+func serveAddress(address string, log *slog.Logger) error {
+	network, addr, _ := strings.Cut(address, ":")
+	if (network != "tcp" && network != "unix") || addr == "" {
+		return fmt.Errorf("-listen %q: want tcp:HOST:PORT or unix:PATH", address)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	l, err := (&net.ListenConfig{}).Listen(ctx, network, addr)
+	if err != nil {
+		return err
+	}
+	log.Info("kiln-sandboxd is up", "address", l.Addr())
+	return serve(ctx, l, &reap.Registry{}, log)
+}
