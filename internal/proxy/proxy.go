@@ -1,0 +1,178 @@
+// Package proxy passes requests for sandboxes on to the daemons inside them. A request
+// names its sandbox in one of two ways that E2B's clients use: by the headers
+// [HeaderSandboxID] and [HeaderSandboxPort], or by a host name "<port>-<id>.<domain>".
+//
+// Whoever shows a token of the sandbox's owner is let in with the sandbox's own access
+// token; everybody else must bring that token, or a signature, for the daemon to check.
+// Endpoints that the daemon keeps for its host are never reached through here.
+package proxy
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"path"
+	"strings"
+
+	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/guest"
+)
+
+// Headers that name a sandbox, and the one that carries a Kiln token beside an
+// Authorization header that names a user inside the sandbox.
+const (
+	HeaderSandboxID   = "E2b-Sandbox-Id"
+	HeaderSandboxPort = "E2b-Sandbox-Port"
+	HeaderToken       = "X-Api-Key"
+)
+
+// DaemonPort is the port under which clients know the daemon.
+const DaemonPort = "49983"
+
+// Sandboxes finds daemons.
+type Sandboxes interface {
+	// Lookup returns the daemon of a running sandbox and the organisation it belongs to.
+	// A sandbox that does not run is a *kiln.Error with code not_found.
+	Lookup(ctx context.Context, id string) (orgID string, daemon *guest.Client, err error)
+}
+
+// Authenticator tells whose token it is given.
+type Authenticator interface {
+	Authenticate(ctx context.Context, token string) (orgID string, err error)
+}
+
+// Options is what a proxy is made of.
+type Options struct {
+	Sandboxes Sandboxes
+	Auth      Authenticator
+	Domain    string       // parent of sandbox host names; "" means that only headers count
+	Next      http.Handler // answers requests that name no sandbox
+	Log       *slog.Logger // nil discards
+}
+
+// Handler returns the proxy.
+func Handler(o Options) http.Handler {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &handler{o}
+}
+
+type handler struct{ Options }
+
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	id, port, named := h.sandboxOf(r)
+	if !named {
+		h.Next.ServeHTTP(w, r)
+		return
+	}
+	switch {
+	case id == "" || port == "":
+		refuse(w, http.StatusBadRequest, id, "headers "+HeaderSandboxID+" and "+HeaderSandboxPort+" go together")
+		return
+	case port != DaemonPort:
+		refuse(w, http.StatusBadGateway, id, "port "+port+" of the sandbox cannot be reached: sandboxes have no network")
+		return
+	case hostOnly(r.URL.Path):
+		refuse(w, http.StatusForbidden, id, r.URL.Path+" is reserved for the host")
+		return
+	}
+	org, daemon, err := h.Sandboxes.Lookup(r.Context(), id)
+	if err != nil {
+		if kiln.CodeOf(err) != kiln.CodeNotFound {
+			h.Log.ErrorContext(r.Context(), "sandbox lookup", "sandbox", id, "err", err)
+		}
+		refuse(w, http.StatusBadGateway, id, "the sandbox was not found or has ended")
+		return
+	}
+	h.forward(w, r, id, h.transport(r, org, daemon))
+}
+
+// transport lets the owner in with the sandbox's access token and others with what they
+// bring themselves.
+func (h *handler) transport(r *http.Request, org string, daemon *guest.Client) http.RoundTripper {
+	if token := tokenOf(r); token != "" {
+		if whose, err := h.Auth.Authenticate(r.Context(), token); err == nil && whose == org {
+			return daemon.Transport()
+		}
+	}
+	return daemon.Anonymous()
+}
+
+func (h *handler) forward(w http.ResponseWriter, r *http.Request, id string, transport http.RoundTripper) {
+	proxy := &httputil.ReverseProxy{
+		Rewrite: func(p *httputil.ProxyRequest) {
+			p.Out.URL.Scheme, p.Out.URL.Host = "http", "sandbox"
+			for _, name := range []string{HeaderSandboxID, HeaderSandboxPort, HeaderToken} {
+				p.Out.Header.Del(name)
+			}
+			if isBearer(p.Out) {
+				p.Out.Header.Del("Authorization")
+			}
+		},
+		Transport:     transport,
+		FlushInterval: -1, // what a command prints is wanted now
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			if r.Context().Err() == nil {
+				h.Log.DebugContext(r.Context(), "sandbox request", "sandbox", id, "err", err)
+			}
+			refuse(w, http.StatusBadGateway, id, "the sandbox no longer answers")
+		},
+	}
+	proxy.ServeHTTP(w, r)
+}
+
+// sandboxOf returns which sandbox and port r names, and whether it names one at all.
+func (h *handler) sandboxOf(r *http.Request) (id, port string, named bool) {
+	id, port = r.Header.Get(HeaderSandboxID), r.Header.Get(HeaderSandboxPort)
+	if id != "" || port != "" {
+		return id, port, true
+	}
+	if h.Domain == "" {
+		return "", "", false
+	}
+	host := r.Host
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	label, ok := strings.CutSuffix(strings.ToLower(host), "."+strings.ToLower(h.Domain))
+	if !ok {
+		return "", "", false
+	}
+	port, id, ok = strings.Cut(label, "-")
+	return id, port, ok
+}
+
+// hostOnly reports whether the daemon answers a path to its host only.
+func hostOnly(p string) bool {
+	first, _, _ := strings.Cut(strings.TrimPrefix(path.Clean("/"+p), "/"), "/")
+	switch first {
+	case "init", "quiesce", "shutdown", "freeze", "unfreeze", "fsfreeze", "fsthaw", "collapse", "upgrade":
+		return true
+	}
+	return false
+}
+
+func tokenOf(r *http.Request) string {
+	if isBearer(r) {
+		_, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+		return strings.TrimSpace(token)
+	}
+	return r.Header.Get(HeaderToken)
+}
+
+func isBearer(r *http.Request) bool {
+	scheme, _, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	return strings.EqualFold(scheme, "Bearer")
+}
+
+// refuse answers in the form that E2B's clients understand: a 502 with such a body means
+// that the sandbox is gone.
+func refuse(w http.ResponseWriter, status int, id, message string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(map[string]any{"sandboxId": id, "message": message, "code": status}) // the client has gone when this fails
+}

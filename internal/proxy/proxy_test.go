@@ -1,0 +1,122 @@
+package proxy_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/guest"
+	"github.com/kilnvm/kiln/internal/proxy"
+)
+
+// world is one organisation "ours" with the token "good" and one sandbox "ibox", whose
+// daemon tells what it was asked and with which access token.
+type world struct{ daemon *guest.Client }
+
+func (w world) Lookup(_ context.Context, id string) (string, *guest.Client, error) {
+	if id != "ibox" {
+		return "", nil, kiln.Errorf(kiln.CodeNotFound, "sandbox %q", id)
+	}
+	return "ours", w.daemon, nil
+}
+
+func (world) Authenticate(_ context.Context, token string) (string, error) {
+	switch token {
+	case "good":
+		return "ours", nil
+	case "foreign":
+		return "theirs", nil
+	}
+	return "", kiln.Errorf(kiln.CodeUnauthorized, "wrong token")
+}
+
+func start(t *testing.T) *httptest.Server {
+	t.Helper()
+	daemon := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s token=%s user=%s leaked=%s%s", r.URL.Path, r.Header.Get("X-Access-Token"),
+			r.Header.Get("Authorization"), r.Header.Get(proxy.HeaderToken), r.Header.Get(proxy.HeaderSandboxID))
+	}))
+	t.Cleanup(daemon.Close)
+	client := guest.New(func(ctx context.Context) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", daemon.Listener.Addr().String())
+	})
+	t.Cleanup(client.Close)
+	client.UseToken("secret")
+	w := world{client}
+	next := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "api") })
+	s := httptest.NewServer(proxy.Handler(proxy.Options{Sandboxes: w, Auth: w, Domain: "box.test", Next: next}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+func TestProxy(t *testing.T) {
+	s := start(t)
+	type header map[string]string
+	box := func(more header) header {
+		h := header{proxy.HeaderSandboxID: "ibox", proxy.HeaderSandboxPort: "49983"}
+		for k, v := range more {
+			h[k] = v
+		}
+		return h
+	}
+	for _, c := range []struct {
+		name, path, host string
+		header           header
+		status           int
+		want             string // "" means do not compare
+	}{
+		{"no sandbox named", "/v1/templates", "", nil, 200, "api"},
+		{"other host", "/", "49983-ibox.other.test", nil, 200, "api"},
+		{"owner by key", "/files", "", box(header{"X-API-Key": "good"}), 200, "/files token=secret user= leaked="},
+		{"owner by bearer", "/files", "", box(header{"Authorization": "Bearer good"}), 200, "/files token=secret user= leaked="},
+		{"owner with a user", "/files", "", box(header{"X-API-Key": "good", "Authorization": "Basic bWU6"}), 200, "/files token=secret user=Basic bWU6 leaked="},
+		{"nobody gets no token", "/files", "", box(nil), 200, "/files token= user= leaked="},
+		{"another organisation gets no token", "/files", "", box(header{"X-API-Key": "foreign"}), 200, "/files token= user= leaked="},
+		{"wrong token gets no token", "/files", "", box(header{"X-API-Key": "bad"}), 200, "/files token= user= leaked="},
+		{"own access token", "/files", "", box(header{"X-Access-Token": "mine"}), 200, "/files token=mine user= leaked="},
+		{"by host name", "/health", "49983-ibox.box.test:7070", nil, 200, "/health token= user= leaked="},
+		{"unknown sandbox", "/health", "", header{proxy.HeaderSandboxID: "igone", proxy.HeaderSandboxPort: "49983"}, 502, ""},
+		{"half of the headers", "/health", "", header{proxy.HeaderSandboxID: "ibox"}, 400, ""},
+		{"other port", "/", "", header{proxy.HeaderSandboxID: "ibox", proxy.HeaderSandboxPort: "8080"}, 502, ""},
+		{"init", "/init", "", box(header{"X-API-Key": "good"}), 403, ""},
+		{"init, disguised", "/x/..//init/", "", box(header{"X-API-Key": "good"}), 403, ""},
+		{"quiesce", "/quiesce", "", box(header{"X-API-Key": "good"}), 403, ""},
+		{"shutdown", "/shutdown", "", box(nil), 403, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL+c.path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.host != "" {
+				req.Host = c.host
+			}
+			for k, v := range c.header {
+				req.Header.Set(k, v)
+			}
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			text, _ := io.ReadAll(resp.Body)
+			if resp.StatusCode != c.status || c.want != "" && string(text) != c.want {
+				t.Errorf("%d %s, want %d %s", resp.StatusCode, text, c.status, c.want)
+			}
+			var body struct {
+				SandboxID string `json:"sandboxId"`
+				Message   string
+				Code      int
+			}
+			if c.status >= 400 && (json.Unmarshal(text, &body) != nil || body.Code != c.status || body.Message == "") {
+				t.Errorf("the body of an error is %s", text)
+			}
+		})
+	}
+}
