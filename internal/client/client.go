@@ -48,7 +48,9 @@ func New(opts Options) (*Client, error) {
 func (c *Client) Server() string { return c.base.String() }
 
 // Ready asks whether the server can build and start; its error says why not.
-func (c *Client) Ready(ctx context.Context) error { return c.call(ctx, http.MethodGet, "/readyz", nil, nil) }
+func (c *Client) Ready(ctx context.Context) error {
+	return c.call(ctx, http.MethodGet, "/readyz", nil, nil)
+}
 
 // call sends in as JSON, if it is not nil, and decodes the answer into out, if it is not
 // nil.

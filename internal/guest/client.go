@@ -58,6 +58,10 @@ func NewHTTP(base string, transport http.RoundTripper) *Client {
 // added to requests that bring none.
 func (c *Client) Transport() http.RoundTripper { return c.http.Transport }
 
+// Anonymous is like Transport but adds nothing: the daemon lets a request in only with the
+// token or signature that it brings itself.
+func (c *Client) Anonymous() http.RoundTripper { return c.http.Transport.(*withToken).next }
+
 // Close closes idle connections. Commands that run lose their stream, not their life, when
 // the VM ends; the client can be used again.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
