@@ -15,6 +15,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/guest"
 )
 
 // maxOutput bounds what a plain exec keeps of each output stream.
@@ -86,8 +87,8 @@ func (s *Server) registerExec() {
 }
 
 // command checks a request and returns the command it asks for.
-func (r *ExecRequest) command() (Command, error) {
-	cmd := Command{Args: r.Args, Env: r.Env, Dir: r.Dir, User: r.User}
+func (r *ExecRequest) command() (guest.Command, error) {
+	cmd := guest.Command{Args: r.Args, Env: r.Env, Dir: r.Dir, User: r.User}
 	switch {
 	case r.Cmd != "" && len(r.Args) > 0:
 		return cmd, kiln.Errorf(kiln.CodeInvalid, "exec: give cmd or args, not both")
@@ -116,7 +117,7 @@ func (r *ExecRequest) timeout() time.Duration {
 
 // runCommand runs cmd in a sandbox. Its error is a *kiln.Error with code timeout when
 // the command's own time was up.
-func (s *Server) runCommand(ctx context.Context, g Guest, cmd Command, timeout time.Duration) (exitEvent, error) {
+func (s *Server) runCommand(ctx context.Context, g Guest, cmd guest.Command, timeout time.Duration) (exitEvent, error) {
 	bounded, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	start := time.Now()

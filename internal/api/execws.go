@@ -11,6 +11,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/guest"
 )
 
 // maxSocketCommands bounds how many commands one connection runs at once.
@@ -120,7 +121,7 @@ func (e *execSocket) start(ctx context.Context, req socketRequest) error {
 	return nil
 }
 
-func (e *execSocket) run(ctx context.Context, req socketRequest, cmd Command) {
+func (e *execSocket) run(ctx context.Context, req socketRequest, cmd guest.Command) {
 	output := func(stream string) *textWriter {
 		return newTextWriter(func(text string) error {
 			return e.send(ctx, socketAnswer{ID: req.ID, Stream: stream, Data: text})

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/guest"
 )
 
 // fakeAuth knows one token per organisation.
@@ -237,7 +238,7 @@ type hostGuest struct {
 	files map[string][]byte
 }
 
-func (g *hostGuest) Run(ctx context.Context, cmd Command) (Exit, error) {
+func (g *hostGuest) Run(ctx context.Context, cmd guest.Command) (guest.Exit, error) {
 	c := exec.CommandContext(ctx, cmd.Args[0], cmd.Args[1:]...)
 	c.Stdin, c.Stdout, c.Stderr = cmd.Stdin, cmd.Stdout, cmd.Stderr
 	for k, v := range cmd.Env {
@@ -245,13 +246,13 @@ func (g *hostGuest) Run(ctx context.Context, cmd Command) (Exit, error) {
 	}
 	err := c.Run()
 	if ctx.Err() != nil {
-		return Exit{}, ctx.Err()
+		return guest.Exit{}, ctx.Err()
 	}
 	if c.ProcessState == nil {
 		fmt.Fprintln(cmd.Stderr, err)
-		return Exit{Code: 127}, nil
+		return guest.Exit{Code: 127}, nil
 	}
-	return Exit{Code: c.ProcessState.ExitCode()}, nil
+	return guest.Exit{Code: c.ProcessState.ExitCode()}, nil
 }
 
 func (g *hostGuest) content(path string) ([]byte, error) {
@@ -282,12 +283,12 @@ func (g *hostGuest) WriteFile(_ context.Context, path string, r io.Reader) error
 	return nil
 }
 
-func (g *hostGuest) Stat(_ context.Context, path string) (FileInfo, error) {
+func (g *hostGuest) Stat(_ context.Context, path string) (guest.FileInfo, error) {
 	b, err := g.content(path)
-	return FileInfo{Name: path[strings.LastIndex(path, "/")+1:], Path: path, Size: int64(len(b)), Mode: 0o644, ModTime: time.Unix(1000, 0)}, err
+	return guest.FileInfo{Name: path[strings.LastIndex(path, "/")+1:], Path: path, Size: int64(len(b)), Mode: 0o644, ModTime: time.Unix(1000, 0)}, err
 }
 
-func (g *hostGuest) List(ctx context.Context, dir string) ([]FileInfo, error) {
+func (g *hostGuest) List(ctx context.Context, dir string) ([]guest.FileInfo, error) {
 	g.mu.Lock()
 	names := make([]string, 0, len(g.files))
 	for p := range g.files {
@@ -295,7 +296,7 @@ func (g *hostGuest) List(ctx context.Context, dir string) ([]FileInfo, error) {
 	}
 	g.mu.Unlock()
 	sort.Strings(names)
-	var out []FileInfo
+	var out []guest.FileInfo
 	for _, p := range names {
 		if strings.HasPrefix(p, dir+"/") {
 			info, _ := g.Stat(ctx, p)

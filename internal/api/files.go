@@ -12,6 +12,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/guest"
 )
 
 // maxFile bounds one uploaded file. (PandaStack's bound is 32 MiB.)
@@ -28,9 +29,9 @@ type FileEntry struct {
 	Link  string `json:"link,omitempty" doc:"Target of a symlink"`
 }
 
-func fileEntryOf(f FileInfo) FileEntry {
+func fileEntryOf(f guest.FileInfo) FileEntry {
 	return FileEntry{
-		Name: f.Name, Path: f.Path, IsDir: f.Dir, Size: f.Size, Link: f.Symlink,
+		Name: f.Name, Path: f.Path, IsDir: f.IsDir(), Size: f.Size, Link: f.Symlink,
 		Mode: fmt.Sprintf("%04o", f.Mode), MTime: f.ModTime.Unix(),
 	}
 }
@@ -110,14 +111,14 @@ func (s *Server) readFile(ctx context.Context, in *SandboxPath) (*huma.StreamRes
 	}
 	info, err := g.Stat(ctx, in.Path)
 	if err != nil {
-		return nil, err
+		return nil, fileError(err)
 	}
-	if info.Dir {
+	if info.IsDir() {
 		return nil, kiln.Errorf(kiln.CodeInvalid, "%s is a folder", in.Path).WithHint("fs/dir lists it")
 	}
 	content, err := g.ReadFile(ctx, in.Path)
 	if err != nil {
-		return nil, err
+		return nil, fileError(err)
 	}
 	return &huma.StreamResponse{Body: func(hctx huma.Context) {
 		defer content.Close()
@@ -139,7 +140,7 @@ func (s *Server) writeFile(ctx context.Context, in *putFileInput) (*putFileOutpu
 	defer body.Close()
 	counted := &countingReader{r: body}
 	if err := g.WriteFile(ctx, in.Path, counted); err != nil {
-		return nil, err
+		return nil, fileError(err)
 	}
 	out := &putFileOutput{}
 	out.Body.Path, out.Body.Bytes = in.Path, counted.n
@@ -162,7 +163,7 @@ func (s *Server) deleteFile(ctx context.Context, in *SandboxPath) (*struct{}, er
 	if err != nil {
 		return nil, err
 	}
-	return nil, g.Remove(ctx, in.Path)
+	return nil, fileError(g.Remove(ctx, in.Path))
 }
 
 func (s *Server) listDir(ctx context.Context, in *SandboxPath) (*dirOutput, error) {
@@ -172,7 +173,7 @@ func (s *Server) listDir(ctx context.Context, in *SandboxPath) (*dirOutput, erro
 	}
 	entries, err := g.List(ctx, in.Path)
 	if err != nil {
-		return nil, err
+		return nil, fileError(err)
 	}
 	out := &dirOutput{}
 	out.Body.Path, out.Body.Entries = in.Path, make([]FileEntry, 0, len(entries))
@@ -189,7 +190,7 @@ func (s *Server) statFile(ctx context.Context, in *SandboxPath) (*statOutput, er
 	}
 	info, err := g.Stat(ctx, in.Path)
 	if err != nil {
-		return nil, err
+		return nil, fileError(err)
 	}
 	return &statOutput{Body: fileEntryOf(info)}, nil
 }

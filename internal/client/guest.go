@@ -7,28 +7,26 @@ import (
 	"github.com/kilnvm/kiln/internal/proxy"
 )
 
-// Guest returns a client of the daemon in a sandbox, through the server's proxy. The
-// caller closes it.
-func (c *Client) Guest(sandboxID string) *guest.Client {
-	return guest.NewHTTP(c.base.String(), &sandboxTransport{client: c, id: sandboxID})
+// Guest returns a client of the daemon in a sandbox, reached through the server, for
+// commands and files. Whether the sandbox is there shows with the first call.
+func (c *Client) Guest(id string) *guest.Client {
+	return guest.NewHTTP(c.base.String(), &throughProxy{c: c, id: id})
 }
 
-// sandboxTransport names the sandbox and its owner in every request.
-type sandboxTransport struct {
-	client *Client
-	id     string
+// throughProxy adds what the server's proxy needs: which sandbox, and who asks. The token
+// goes as X-API-Key, because Authorization names the user inside the sandbox.
+type throughProxy struct {
+	c  *Client
+	id string
 }
 
-func (t *sandboxTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+// RoundTrip implements [http.RoundTripper].
+func (t *throughProxy) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
 	r.Header.Set(proxy.HeaderSandboxID, t.id)
 	r.Header.Set(proxy.HeaderSandboxPort, proxy.DaemonPort)
-	if t.client.token != "" {
-		r.Header.Set(proxy.HeaderToken, t.client.token)
+	if t.c.token != "" {
+		r.Header.Set("X-API-Key", t.c.token)
 	}
-	resp, err := t.client.http.Transport.RoundTrip(r)
-	if err != nil {
-		return nil, t.client.unreachable(r.Context(), err)
-	}
-	return resp, nil
+	return t.c.http.Transport.RoundTrip(r)
 }
