@@ -1,0 +1,80 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/kilnvm/kiln"
+)
+
+// Create starts a sandbox and returns when it can be used. When it fails, or ctx ends,
+// nothing is left but a row that says so.
+func (m *Manager) Create(ctx context.Context, req CreateRequest) (*kiln.Sandbox, error) {
+	requested := time.Now()
+	p, err := m.plan(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	b, ctx, err := m.register(ctx, p, req, requested)
+	if err != nil {
+		return nil, err
+	}
+	err = m.start(ctx, b, requested)
+	close(b.started)
+	if err != nil {
+		m.end(b, kiln.SandboxFailed, "did not start: "+err.Error())
+		return nil, startError(ctx, b, err)
+	}
+	s := b.snapshot()
+	m.log.Info("sandbox runs", "sandbox", b.id, "template", s.Template, "version", s.Version,
+		"size", s.Size, "boot_mode", s.BootMode, "boot", s.BootTime)
+	return &s, nil
+}
+
+// register admits a sandbox, writes its row and makes it known. The context it returns
+// ends with the request or when the box is destroyed.
+func (m *Manager) register(ctx context.Context, p *plan, req CreateRequest, now time.Time) (*box, context.Context, error) {
+	release, err := m.admission.reserve(p.size)
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	view := p.sandbox(req, now)
+	b := &box{
+		id: view.ID, dir: m.dir(view.ID), plan: p, view: view,
+		cancelStart: cancel, release: release,
+		started: make(chan struct{}), ended: make(chan struct{}),
+	}
+	if err := m.opts.Store.CreateSandbox(ctx, &view); err != nil {
+		cancel(nil)
+		release()
+		return nil, nil, err
+	}
+	if err := m.add(b); err != nil {
+		close(b.started)
+		m.end(b, kiln.SandboxFailed, err.Error())
+		return nil, nil, err
+	}
+	return b, ctx, nil
+}
+
+// startError turns why a start failed into what the requester is told.
+func startError(ctx context.Context, b *box, err error) error {
+	var known *kiln.Error
+	var build *kiln.BuildError
+	var ended endedCause
+	switch cause := context.Cause(ctx); {
+	case errors.As(cause, &ended):
+		return &kiln.Error{Code: kiln.CodeCanceled, Message: "sandbox " + b.id + " ended while it started: " + ended.reason, Err: err}
+	case errors.As(err, &known), errors.As(err, &build):
+		return err
+	case errors.Is(err, context.DeadlineExceeded):
+		return &kiln.Error{Code: kiln.CodeTimeout, Message: "sandbox " + b.id + " did not start in time",
+			Hint: "the host may be overloaded; try again", Err: err}
+	case errors.Is(err, context.Canceled):
+		return &kiln.Error{Code: kiln.CodeCanceled, Message: "the request for sandbox " + b.id + " was given up", Err: err}
+	}
+	return &kiln.Error{Code: kiln.CodeUnavailable, Message: "sandbox " + b.id + " did not start: " + err.Error(),
+		Hint: "the server's log says more", Err: err}
+}

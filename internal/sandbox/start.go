@@ -1,0 +1,165 @@
+package sandbox
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/artifact"
+	"github.com/kilnvm/kiln/internal/guest"
+	"github.com/kilnvm/kiln/internal/orphan"
+	"github.com/kilnvm/kiln/internal/ready"
+	"github.com/kilnvm/kiln/internal/scratch"
+	"github.com/kilnvm/kiln/internal/vmm"
+)
+
+// entropyBytes are given to every clone before anything runs in it.
+const entropyBytes = 64
+
+// start brings the sandbox up by the fastest path there is.
+func (m *Manager) start(ctx context.Context, b *box, requested time.Time) error {
+	done, err := m.admission.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+
+	if err := os.Mkdir(b.dir, 0o700); err != nil {
+		return fmt.Errorf("sandbox %s: folder: %w", b.id, err)
+	}
+	if err := m.checkBlobs(ctx, b.plan.spec.Rootfs); err != nil {
+		return fmt.Errorf("template %q version %d: %w", b.plan.template.Name, b.plan.version.Number, err)
+	}
+	snap, err := m.usableSnapshot(ctx, b)
+	if err != nil {
+		return err
+	}
+	if snap != nil {
+		err = m.restore(ctx, b, snap, requested)
+	} else {
+		err = m.bootCold(ctx, b, requested)
+	}
+	if err != nil {
+		return err
+	}
+	if err := b.run(func() { m.expire(b) }); err != nil {
+		return err
+	}
+	return m.save(ctx, b)
+}
+
+// usableSnapshot returns the golden snapshot made on a host like this one by a VMM like
+// this one, if there is one and it is whole. If not it asks for one and returns nil.
+func (m *Manager) usableSnapshot(ctx context.Context, b *box) (*kiln.Snapshot, error) {
+	snap, err := m.opts.Store.Snapshot(ctx, m.opts.SnapshotKey(b.plan.spec))
+	if kiln.CodeOf(err) == kiln.CodeNotFound {
+		m.opts.RequestBake(b.plan.version, b.plan.size, nil)
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("sandbox %s: look up snapshot: %w", b.id, err)
+	}
+	if err := m.checkBlobs(ctx, snap.Memory, snap.VMState, snap.Scratch); err != nil {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		m.log.Error("snapshot refused", "template", b.plan.template.Name, "key", snap.Key, "error", err)
+		m.opts.RequestBake(b.plan.version, b.plan.size, err)
+		return nil, nil
+	}
+	return snap, nil
+}
+
+// checkBlobs makes sure that no guest is ever given a file that is not what its name
+// promises.
+func (m *Manager) checkBlobs(ctx context.Context, blobs ...kiln.Blob) error {
+	for _, blob := range blobs {
+		if err := m.opts.Blobs.Check(ctx, blob); err != nil {
+			return fmt.Errorf("%s: %w", blob.Role, err)
+		}
+	}
+	return nil
+}
+
+// restore makes b a clone of snap.
+func (m *Manager) restore(ctx context.Context, b *box, snap *kiln.Snapshot, requested time.Time) error {
+	ctx, cancel := context.WithTimeout(ctx, m.opts.Limits.RestoreTimeout)
+	defer cancel()
+
+	if err := artifact.CopySparse(ctx, scratchIn(b.dir), m.opts.Blobs.Path(snap.Scratch.Digest)); err != nil {
+		return fmt.Errorf("sandbox %s: scratch disk: %w", b.id, err)
+	}
+	machine, err := m.opts.Driver.Restore(ctx, m.config(b), vmm.State{
+		Memory: m.opts.Blobs.Path(snap.Memory.Digest),
+		State:  m.opts.Blobs.Path(snap.VMState.Digest),
+	})
+	if err != nil {
+		return fmt.Errorf("sandbox %s: restore: %w", b.id, err)
+	}
+	m.adopt(b, machine)
+	if err := machine.Resume(ctx); err != nil {
+		return fmt.Errorf("sandbox %s: resume: %w", b.id, err)
+	}
+	if err := b.client.SetIdentity(ctx, b.identity()); err != nil {
+		return fmt.Errorf("sandbox %s: identity: %w", b.id, err)
+	}
+	b.change(func(s *kiln.Sandbox) { s.BootMode, s.BootTime = kiln.BootSnapshot, time.Since(requested) })
+	return nil
+}
+
+// bootCold boots a kernel and does what the snapshot stage would have done before the
+// capture.
+func (m *Manager) bootCold(ctx context.Context, b *box, requested time.Time) error {
+	bootCtx, cancel := context.WithTimeout(ctx, m.opts.Limits.BootTimeout)
+	defer cancel()
+	if err := scratch.Make(bootCtx, scratchIn(b.dir), b.plan.spec.ScratchMB); err != nil {
+		return fmt.Errorf("sandbox %s: %w", b.id, err)
+	}
+	machine, err := m.opts.Driver.Boot(bootCtx, m.config(b))
+	if err != nil {
+		return fmt.Errorf("sandbox %s: boot: %w", b.id, err)
+	}
+	m.adopt(b, machine)
+	if err := b.client.WaitReady(bootCtx); err != nil {
+		return fmt.Errorf("sandbox %s: the guest daemon does not answer: %w", b.id, err)
+	}
+	b.change(func(s *kiln.Sandbox) { s.BootMode, s.BootTime = kiln.BootCold, time.Since(requested) })
+	if err := ready.Configure(bootCtx, b.client, b.plan.spec); err != nil {
+		return fmt.Errorf("sandbox %s: %w", b.id, err)
+	}
+	if err := b.client.SetIdentity(bootCtx, b.identity()); err != nil {
+		return fmt.Errorf("sandbox %s: identity: %w", b.id, err)
+	}
+	return ready.Reach(ctx, b.client, b.plan.spec, m.opts.Ready, kiln.DiscardProgress)
+}
+
+// adopt makes a started machine part of b and watches it. Should it end during the
+// start, the start is given up at once.
+func (m *Manager) adopt(b *box, machine vmm.Machine) {
+	process, err := orphan.Identify(machine.PID())
+	if err != nil { // it has ended already, and the watch will say so
+		m.log.Warn("VM process", "sandbox", b.id, "error", err)
+	}
+	b.adopt(machine, guest.New(machine.Dial), process)
+	go m.watch(b, machine)
+}
+
+func (m *Manager) config(b *box) vmm.Config {
+	return vmm.Config{
+		ID: b.id, Dir: b.dir, Boot: m.opts.Boot, Size: b.plan.size,
+		Rootfs: m.opts.Blobs.Path(b.plan.spec.Rootfs.Digest), Scratch: scratchIn(b.dir),
+	}
+}
+
+// identity makes what distinguishes b from every other clone.
+func (b *box) identity() kiln.Identity {
+	entropy := make([]byte, entropyBytes)
+	_, _ = rand.Read(entropy) // never fails: crypto/rand.Read aborts the program instead
+	s := b.snapshot()
+	return kiln.Identity{
+		SandboxID: s.ID, Hostname: s.ID, Entropy: entropy, AccessToken: s.AccessToken, Env: s.Env,
+	}
+}

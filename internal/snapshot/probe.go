@@ -1,0 +1,61 @@
+package snapshot
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/guest"
+)
+
+// quiesce makes the VM fit for its capture. A connection to the outside that the
+// template's commands hold would be dead in every clone, so it is their fault.
+func (k *bake) quiesce(ctx context.Context) error {
+	err := k.client.Quiesce(ctx)
+	if kiln.CodeOf(err) == kiln.CodeConflict {
+		return &kiln.BuildError{Stage: kiln.StageSnapshot, Message: err.Error(), Err: err,
+			Hint: "such a connection would be dead in every sandbox: close it before ready_cmd succeeds"}
+	}
+	if err != nil {
+		return fmt.Errorf("quiesce: %w", err)
+	}
+	return nil
+}
+
+// probe uses a restored clone as a sandbox would be used. An image need not have a shell;
+// where there is one it must run.
+func (k *bake) probe(ctx context.Context) error {
+	if err := k.client.SetIdentity(ctx, throwaway()); err != nil {
+		return fmt.Errorf("identity: %w", err)
+	}
+	if _, err := k.client.Stat(ctx, "/"); err != nil {
+		return fmt.Errorf("stat /: %w", err)
+	}
+	const shell = "/bin/sh"
+	if _, err := k.client.Stat(ctx, shell); err != nil {
+		if kiln.CodeOf(err) == kiln.CodeNotFound {
+			return nil
+		}
+		return fmt.Errorf("stat %s: %w", shell, err)
+	}
+	var stderr strings.Builder
+	exit, err := k.client.Run(ctx, guest.Command{Args: []string{shell, "-c", "exit 0"}, Stderr: &stderr})
+	if err != nil {
+		return fmt.Errorf("run a command: %w", err)
+	}
+	if exit.Code != 0 {
+		return errors.New("a trivial command failed in the clone: " + strings.TrimSpace(stderr.String()))
+	}
+	return nil
+}
+
+// throwaway is the identity of the clone that tries a snapshot out. It reaches the
+// clone's private memory only, which is gone with the clone.
+func throwaway() kiln.Identity {
+	entropy := make([]byte, 64)
+	_, _ = rand.Read(entropy) // never fails: crypto/rand.Read aborts the program instead
+	return kiln.Identity{SandboxID: "trial", Hostname: "trial", Entropy: entropy, AccessToken: kiln.NewID("")}
+}
