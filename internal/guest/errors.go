@@ -23,8 +23,6 @@ var codes = map[connect.Code]kiln.ErrorCode{
 	connect.CodePermissionDenied:   kiln.CodeForbidden,
 	connect.CodeResourceExhausted:  kiln.CodeExhausted,
 	connect.CodeDeadlineExceeded:   kiln.CodeTimeout,
-	connect.CodeCanceled:           kiln.CodeCanceled,
-	connect.CodeUnavailable:        kiln.CodeUnavailable,
 	connect.CodeUnimplemented:      kiln.CodeInvalid,
 }
 
@@ -44,6 +42,10 @@ func translate(ctx context.Context, err error) error {
 	}
 	var answer *connect.Error
 	if !connect.IsWireError(err) || !errors.As(err, &answer) {
+		return gone(err)
+	}
+	switch answer.Code() {
+	case connect.CodeCanceled, connect.CodeUnavailable: // the daemon is on its way out
 		return gone(err)
 	}
 	code, ok := codes[answer.Code()]

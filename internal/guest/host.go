@@ -33,7 +33,8 @@ func (c *Client) WaitReady(ctx context.Context) error {
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return kiln.Errorf(kiln.CodeOf(translate(ctx, err)), "the sandbox's daemon does not answer: %w", err)
+			code := kiln.CodeOf(translate(ctx, ctx.Err()))
+			return &kiln.Error{Code: code, Message: "the sandbox's daemon does not answer", Err: err}
 		}
 	}
 }

@@ -23,12 +23,17 @@ const (
 // authenticate lets a request pass that carries the access token, if one is set. Health is
 // open; files and init check for themselves, because they also accept other proof.
 func (s *Server) authenticate(next http.Handler) http.Handler {
+	refusal := errorf(connect.CodeUnauthenticated, "the access token in %s is missing or wrong", tokenHeader)
+	rpc := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !checksItself(r) && !s.hasToken(r) {
-			writeError(w, errorf(connect.CodeUnauthenticated, "the access token in %s is missing or wrong", tokenHeader))
-			return
+		switch {
+		case checksItself(r) || s.hasToken(r):
+			next.ServeHTTP(w, r)
+		case rpc.IsSupported(r):
+			_ = rpc.Write(w, r, refusal) // the client has gone; nobody is left to tell
+		default:
+			writeError(w, refusal)
 		}
-		next.ServeHTTP(w, r)
 	})
 }
 
