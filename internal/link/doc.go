@@ -1,0 +1,31 @@
+// Package link carries many connections over one byte stream between a host and the
+// daemon in its guest. It exists for virtio-serial ports, which have two habits that no
+// multiplexer expects: the far end may be cut off in the middle of a frame, and after a
+// snapshot is restored the guest goes on talking to a host that it has never met.
+//
+// # Frames
+//
+// Everything on the stream is a frame; integers are big-endian:
+//
+//	kind    1 byte    1 hello (host to guest), 2 welcome (guest to host), 3 data
+//	length  2 bytes   of the payload
+//	epoch   8 bytes   the session that the frame belongs to
+//	payload           at most [maxHostPayload] from the host, [maxGuestPayload] from the guest
+//	end     1 byte    0xA5
+//
+// A zero byte where a kind is due means nothing and is skipped.
+//
+// # Handshake
+//
+// A host that takes over the stream cannot know what its predecessor left in it. It
+// sends as many zero bytes as the longest host frame has: they complete a frame that was
+// cut off, whose end byte then is wrong, so that it is dropped as a whole. Then it sends
+// hello with a random nonce. The guest ends the session it had, answers welcome with the
+// same nonce, and starts a new session. The host discards everything until it sees
+// exactly that answer: nothing sent before can contain it, since nobody could know the
+// nonce. From there on both sides speak yamux inside data frames; the epoch, the first
+// eight bytes of the nonce, keeps late writers of an older session out.
+//
+// So the bytes of one session are never seen by another, whatever was cut off where.
+// There is no keep-alive, because a VM may be paused for hours.
+package link

@@ -1,0 +1,210 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+
+	"github.com/hashicorp/yamux"
+)
+
+// Listener is the guest's side of a link. It is a [net.Listener] whose connections come
+// from whichever host session is current.
+type Listener struct {
+	port   io.ReadWriteCloser
+	accept chan net.Conn
+	cancel context.CancelFunc
+	done   chan struct{} // closed when the reader has ended
+	err    error         // why; valid once done is closed
+
+	writing sync.Mutex // held during every write to port
+	out     []byte
+
+	mu      sync.Mutex
+	current *guestSession
+}
+
+// Serve starts reading port. A Read of port that returns [io.EOF] means that the host
+// has gone and that the next Read waits for another host; any other error ends the
+// listener. [OpenPort] returns such a port. The listener owns port from now on; when ctx
+// ends it closes itself.
+func Serve(ctx context.Context, port io.ReadWriteCloser) *Listener {
+	ctx, cancel := context.WithCancel(ctx)
+	l := &Listener{port: port, accept: make(chan net.Conn), cancel: cancel, done: make(chan struct{})}
+	context.AfterFunc(ctx, func() { _ = port.Close() })
+	go func() {
+		err := l.run(ctx)
+		if ctx.Err() != nil {
+			err = net.ErrClosed
+		}
+		l.replace(nil)
+		l.err = err
+		close(l.done)
+		cancel()
+	}()
+	return l
+}
+
+// Accept returns the next connection. It fails once the listener has ended.
+func (l *Listener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.accept:
+		return c, nil
+	case <-l.done:
+		return nil, fmt.Errorf("link: accept: %w", l.err)
+	}
+}
+
+// Close closes the port and all connections.
+func (l *Listener) Close() error {
+	l.cancel()
+	<-l.done
+	return nil
+}
+
+// Addr returns a name for logs.
+func (l *Listener) Addr() net.Addr { return addr{} }
+
+type addr struct{}
+
+func (addr) Network() string { return "link" }
+func (addr) String() string  { return "host" }
+
+// run reads frames until the port fails.
+func (l *Listener) run(ctx context.Context) error {
+	frames := newFrameReader(l.port, maxHostPayload)
+	for {
+		f, err := frames.next()
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, errCut), errors.Is(err, errLost):
+			l.replace(nil)
+		case err != nil:
+			return err
+		case f.kind == kindHello && len(f.payload) == nonceSize:
+			if err := l.welcome(ctx, nonce(f.payload)); err != nil {
+				return err
+			}
+		case f.kind == kindData:
+			l.deliver(f)
+		}
+	}
+}
+
+// welcome answers a hello and makes its session the current one.
+func (l *Listener) welcome(ctx context.Context, n nonce) error {
+	l.mu.Lock()
+	known := l.current != nil && l.current.nonce == n
+	l.mu.Unlock()
+	if !known {
+		l.replace(nil) // from here on no writer of the old session can start
+	}
+	l.writing.Lock()
+	_, err := l.port.Write(appendFrame(nil, kindWelcome, n.epoch(), n[:]))
+	l.writing.Unlock()
+	if err != nil || known {
+		return err
+	}
+	s, err := newGuestSession(l, n)
+	if err != nil {
+		return err
+	}
+	l.replace(s)
+	go l.acceptFrom(ctx, s)
+	return nil
+}
+
+// replace ends the current session, if any, and makes s the current one.
+func (l *Listener) replace(s *guestSession) {
+	l.mu.Lock()
+	old := l.current
+	l.current = s
+	l.mu.Unlock()
+	if old != nil {
+		old.end()
+	}
+}
+
+func (l *Listener) isCurrent(s *guestSession) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.current == s
+}
+
+func (l *Listener) deliver(f frame) {
+	l.mu.Lock()
+	s := l.current
+	l.mu.Unlock()
+	if s != nil && s.nonce.epoch() == f.epoch {
+		_, _ = s.in.Write(f.payload) // fails when the session has ended: then nobody wants it
+	}
+}
+
+// acceptFrom hands the connections of s to Accept.
+func (l *Listener) acceptFrom(ctx context.Context, s *guestSession) {
+	for {
+		st, err := s.mux.AcceptStreamWithContext(ctx)
+		if err != nil {
+			return
+		}
+		select {
+		case l.accept <- &stream{Stream: st}:
+		case <-s.mux.CloseChan():
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// guestSession is one session; it is what yamux sees as its connection.
+type guestSession struct {
+	l     *Listener
+	nonce nonce
+	in    *io.PipeWriter
+	read  *io.PipeReader
+	mux   *yamux.Session
+}
+
+func newGuestSession(l *Listener, n nonce) (*guestSession, error) {
+	s := &guestSession{l: l, nonce: n}
+	s.read, s.in = io.Pipe()
+	mux, err := yamux.Server(s, muxConfig())
+	s.mux = mux
+	return s, err
+}
+
+// end closes the session without waiting for a write of it that the port still holds.
+func (s *guestSession) end() {
+	_ = s.Close()
+	go func() { _ = s.mux.Close() }()
+}
+
+func (s *guestSession) Read(p []byte) (int, error) { return s.read.Read(p) }
+
+func (s *guestSession) Write(p []byte) (int, error) {
+	l := s.l
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	written := 0
+	for rest := p; len(rest) > 0; {
+		if !l.isCurrent(s) {
+			return written, io.ErrClosedPipe
+		}
+		n := min(len(rest), maxGuestPayload)
+		l.out = appendFrame(l.out[:0], kindData, s.nonce.epoch(), rest[:n])
+		if _, err := l.port.Write(l.out); err != nil {
+			return written, err
+		}
+		written += n
+		rest = rest[n:]
+	}
+	return written, nil
+}
+
+// Close makes Read fail, at once, and with it yamux's session.
+func (s *guestSession) Close() error { return s.read.CloseWithError(io.ErrClosedPipe) }
+
+var _ io.ReadWriteCloser = (*guestSession)(nil)
