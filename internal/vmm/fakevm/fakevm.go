@@ -24,9 +24,9 @@ type Driver struct {
 	Serve func(ctx context.Context, cfg vmm.Config, l net.Listener) error
 	// Version is part of Info; changing it simulates an upgrade.
 	Version string
-	// Fail, if set, is asked before each step ("boot", "restore", "pause", "resume",
+	// Step, if set, is called before each step ("boot", "restore", "pause", "resume",
 	// "capture", "dial"); an error it returns is the step's.
-	Fail func(step string) error
+	Step func(ctx context.Context, step string) error
 }
 
 // Info implements vmm.Driver.
@@ -70,10 +70,10 @@ func (d *Driver) check(ctx context.Context, step string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if d.Fail == nil {
+	if d.Step == nil {
 		return nil
 	}
-	return d.Fail(step)
+	return d.Step(ctx, step)
 }
 
 func (d *Driver) start(cfg vmm.Config, running bool) (vmm.Machine, error) {
