@@ -23,8 +23,9 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (*kiln.Sandbox,
 	err = m.start(ctx, b, requested)
 	close(b.started)
 	if err != nil {
+		told := startError(ctx, b, err)
 		m.end(b, kiln.SandboxFailed, "did not start: "+err.Error())
-		return nil, startError(ctx, b, err)
+		return nil, told
 	}
 	s := b.snapshot()
 	m.log.Info("sandbox runs", "sandbox", b.id, "template", s.Template, "version", s.Version,
@@ -66,7 +67,11 @@ func startError(ctx context.Context, b *box, err error) error {
 	var ended endedCause
 	switch cause := context.Cause(ctx); {
 	case errors.As(cause, &ended):
-		return &kiln.Error{Code: kiln.CodeCanceled, Message: "sandbox " + b.id + " ended while it started: " + ended.reason, Err: err}
+		code := kiln.CodeCanceled
+		if ended.final == kiln.SandboxFailed {
+			code = kiln.CodeUnavailable
+		}
+		return &kiln.Error{Code: code, Message: "sandbox " + b.id + " ended while it started: " + ended.reason, Err: err}
 	case errors.As(err, &known), errors.As(err, &build):
 		return err
 	case errors.Is(err, context.DeadlineExceeded):

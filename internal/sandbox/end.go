@@ -12,7 +12,10 @@ import (
 )
 
 // endedCause is why a start is abandoned.
-type endedCause struct{ reason string }
+type endedCause struct {
+	final  kiln.SandboxStatus
+	reason string
+}
 
 func (e endedCause) Error() string { return e.reason }
 
@@ -24,7 +27,7 @@ func (m *Manager) end(b *box, final kiln.SandboxStatus, reason string) {
 		<-b.ended
 		return
 	}
-	b.cancelStart(endedCause{reason})
+	b.cancelStart(endedCause{final, reason})
 	<-b.started // from here on nobody else acquires anything for b
 
 	ctx, cancel := context.WithTimeout(context.Background(), m.opts.Limits.EndTimeout)

@@ -28,7 +28,7 @@ func (m *Manager) start(ctx context.Context, b *box, requested time.Time) error 
 	defer done()
 
 	if err := os.Mkdir(b.dir, 0o700); err != nil {
-		return fmt.Errorf("sandbox %s: folder: %w", b.id, err)
+		return fmt.Errorf("folder: %w", err)
 	}
 	if err := m.checkBlobs(ctx, b.plan.spec.Rootfs); err != nil {
 		return fmt.Errorf("template %q version %d: %w", b.plan.template.Name, b.plan.version.Number, err)
@@ -60,7 +60,7 @@ func (m *Manager) usableSnapshot(ctx context.Context, b *box) (*kiln.Snapshot, e
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("sandbox %s: look up snapshot: %w", b.id, err)
+		return nil, fmt.Errorf("look up snapshot: %w", err)
 	}
 	if err := m.checkBlobs(ctx, snap.Memory, snap.VMState, snap.Scratch); err != nil {
 		if ctx.Err() != nil {
@@ -90,21 +90,21 @@ func (m *Manager) restore(ctx context.Context, b *box, snap *kiln.Snapshot, requ
 	defer cancel()
 
 	if err := artifact.CopySparse(ctx, scratchIn(b.dir), m.opts.Blobs.Path(snap.Scratch.Digest)); err != nil {
-		return fmt.Errorf("sandbox %s: scratch disk: %w", b.id, err)
+		return fmt.Errorf("scratch disk: %w", err)
 	}
 	machine, err := m.opts.Driver.Restore(ctx, m.config(b), vmm.State{
 		Memory: m.opts.Blobs.Path(snap.Memory.Digest),
 		State:  m.opts.Blobs.Path(snap.VMState.Digest),
 	})
 	if err != nil {
-		return fmt.Errorf("sandbox %s: restore: %w", b.id, err)
+		return fmt.Errorf("restore: %w", err)
 	}
 	m.adopt(b, machine)
 	if err := machine.Resume(ctx); err != nil {
-		return fmt.Errorf("sandbox %s: resume: %w", b.id, err)
+		return fmt.Errorf("resume: %w", err)
 	}
 	if err := b.client.SetIdentity(ctx, b.identity()); err != nil {
-		return fmt.Errorf("sandbox %s: identity: %w", b.id, err)
+		return fmt.Errorf("identity: %w", err)
 	}
 	b.change(func(s *kiln.Sandbox) { s.BootMode, s.BootTime = kiln.BootSnapshot, time.Since(requested) })
 	return nil
@@ -116,22 +116,22 @@ func (m *Manager) bootCold(ctx context.Context, b *box, requested time.Time) err
 	bootCtx, cancel := context.WithTimeout(ctx, m.opts.Limits.BootTimeout)
 	defer cancel()
 	if err := scratch.Make(bootCtx, scratchIn(b.dir), b.plan.spec.ScratchMB); err != nil {
-		return fmt.Errorf("sandbox %s: %w", b.id, err)
+		return err
 	}
 	machine, err := m.opts.Driver.Boot(bootCtx, m.config(b))
 	if err != nil {
-		return fmt.Errorf("sandbox %s: boot: %w", b.id, err)
+		return fmt.Errorf("boot: %w", err)
 	}
 	m.adopt(b, machine)
 	if err := b.client.WaitReady(bootCtx); err != nil {
-		return fmt.Errorf("sandbox %s: the guest daemon does not answer: %w", b.id, err)
+		return fmt.Errorf("the guest daemon does not answer: %w", err)
 	}
 	b.change(func(s *kiln.Sandbox) { s.BootMode, s.BootTime = kiln.BootCold, time.Since(requested) })
 	if err := ready.Configure(bootCtx, b.client, b.plan.spec); err != nil {
-		return fmt.Errorf("sandbox %s: %w", b.id, err)
+		return err
 	}
 	if err := b.client.SetIdentity(bootCtx, b.identity()); err != nil {
-		return fmt.Errorf("sandbox %s: identity: %w", b.id, err)
+		return fmt.Errorf("identity: %w", err)
 	}
 	return ready.Reach(ctx, b.client, b.plan.spec, m.opts.Ready, kiln.DiscardProgress)
 }
