@@ -73,6 +73,10 @@ func (w *wire) pump(far net.Conn, limit int) {
 		for len(w.in) > wireBuffer && !w.closed && w.host == far {
 			w.changed.Wait()
 		}
+		if w.host != far { // its successor has connected: what it had left to say is lost
+			w.mu.Unlock()
+			return
+		}
 		w.in = append(w.in, buf[:n]...)
 		w.changed.Broadcast()
 		w.mu.Unlock()
