@@ -159,7 +159,7 @@ func (p *Process) connect(ctx context.Context, api net.Conn) error {
 	}
 	conns := make(chan net.Conn, 1)
 	conns <- api
-	c, err := client.New(ctx, "unix://kiln-builder", client.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+	c, err := client.New(ctx, "passthrough:///kiln-builder", client.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 		select {
 		case conn := <-conns:
 			return conn, nil

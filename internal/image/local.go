@@ -1,0 +1,85 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/identity"
+
+	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/image/builder"
+)
+
+// local builds in the child process and reads the mounted result.
+type local struct {
+	child
+	walk func(dir *os.File) (kiln.EntrySource, error)
+}
+
+func newLocal(opts Options) (*local, error) {
+	stateDir, err := filepath.Abs(opts.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	cfg := builder.Config{StateDir: stateDir, CABundle: opts.CABundle, CacheBytes: opts.CacheBytes}
+	return &local{child: child{cfg: cfg, idle: opts.IdleTimeout}, walk: opts.Walk}, nil
+}
+
+func (l *local) solve(ctx context.Context, run solveFunc) (kiln.EntrySource, error) {
+	process, release, err := l.acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	result := process.Expect(identity.NewID())
+	root, err := l.solveIn(ctx, process, result, run)
+	if err != nil {
+		err = errors.Join(err, result.Release())
+		release()
+		return nil, err
+	}
+	return &heldSource{EntrySource: root, release: func() error {
+		defer release()
+		return result.Release()
+	}}, nil
+}
+
+func (l *local) solveIn(ctx context.Context, process *builder.Process, result *builder.Result, run solveFunc) (kiln.EntrySource, error) {
+	solveCtx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stopWatching := make(chan struct{})
+	defer close(stopWatching)
+	go func() {
+		select {
+		case <-process.Done():
+			cancel(process.Err())
+		case <-stopWatching:
+		}
+	}()
+	export := client.ExportEntry{Type: builder.ExporterName, Attrs: result.Attrs()}
+	if err := run(solveCtx, process.Client(), export); err != nil {
+		if cause := context.Cause(solveCtx); cause != nil && ctx.Err() == nil {
+			return nil, cause // the process ended: that explains more than a broken connection
+		}
+		return nil, err
+	}
+	dir, err := result.Dir(ctx)
+	if err != nil {
+		return nil, err
+	}
+	root, err := l.walk(dir)
+	if err != nil {
+		return nil, errors.Join(err, dir.Close())
+	}
+	return root, nil
+}
+
+// heldSource releases what an entry source lives on once it is closed.
+type heldSource struct {
+	kiln.EntrySource
+	release func() error
+}
+
+func (s *heldSource) Close() error { return errors.Join(s.EntrySource.Close(), s.release()) }
