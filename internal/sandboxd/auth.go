@@ -7,9 +7,13 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
+
+	"github.com/kilnvm/kiln/internal/guestapi/filesystem/filesystemconnect"
+	"github.com/kilnvm/kiln/internal/guestapi/process/processconnect"
 )
 
 const (
@@ -29,12 +33,17 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 		switch {
 		case checksItself(r) || s.hasToken(r):
 			next.ServeHTTP(w, r)
-		case rpc.IsSupported(r):
+		case isRPC(r) && rpc.IsSupported(r):
 			_ = rpc.Write(w, r, refusal) // the client has gone; nobody is left to tell
 		default:
 			writeError(w, refusal)
 		}
 	})
+}
+
+func isRPC(r *http.Request) bool {
+	return strings.HasPrefix(r.URL.Path, "/"+processconnect.ProcessName+"/") ||
+		strings.HasPrefix(r.URL.Path, "/"+filesystemconnect.FilesystemName+"/")
 }
 
 func checksItself(r *http.Request) bool {
