@@ -132,12 +132,9 @@ func (w *writer) planInodes() error {
 			if blocks == 0 {
 				return nil
 			}
-			w.place.add(rank, n.key, blocks)
+			w.place.add(rank, n.mtime.sec, n.key, blocks)
 			if len(n.runs) > 1 || blocks > maxExtent {
-				// Where body and rest stand relative to each other does not matter for
-				// the number of extents: they are never adjacent by more than chance,
-				// and chance is excluded by measuring with the places that they get.
-				w.fragmented = true
+				w.fragmented = true // it may need an extent tree
 			}
 		case n.typ == kiln.TypeSymlink && len(n.link) >= fastSymlink:
 			w.size.targets++
@@ -147,15 +144,16 @@ func (w *writer) planInodes() error {
 	if err != nil {
 		return err
 	}
+	w.place.finish()
 	if w.fragmented {
-		cur := placeCursor{groups: w.place.groups}
+		cur := placeCursor{p: &w.place}
 		err = w.eachRank(func(rank uint32, n *node) error {
 			blocks := uint64(n.blocks())
 			if n.typ != kiln.TypeRegular || blocks == 0 {
 				return nil
 			}
-			body, small := cur.next(rank, blocks)
-			exts = fileExtents(exts[:0], n.runs, blocks, body, small)
+			at, _ := cur.next(rank, blocks)
+			exts = fileExtents(exts[:0], n.runs, blocks, at, 0)
 			w.size.trees += uint64(treeBlocks(len(exts)))
 			return nil
 		})

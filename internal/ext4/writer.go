@@ -275,7 +275,7 @@ type cursors struct {
 
 func (w *writer) cursors() *cursors {
 	return &cursors{
-		data:   placeCursor{groups: w.place.groups},
+		data:   placeCursor{p: &w.place},
 		tree:   w.geo.trees,
 		value:  w.geo.values,
 		inum:   firstIno + uint32(len(w.nlink)) - 1,
@@ -293,8 +293,8 @@ func (w *writer) mapBlocks(c *cursors, rank uint32, n *node) (exts []extent, tre
 		exts = dirExtents(exts, w.geo.dirs+uint64(w.dirs[rank].first), w.dirs[rank].blocks)
 	case n.typ == kiln.TypeRegular && len(n.runs) > 0:
 		blocks := uint64(n.blocks())
-		body, small := c.data.next(rank, blocks)
-		exts = fileExtents(exts, n.runs, blocks, w.geo.data+body, w.geo.data+small)
+		at, _ := c.data.next(rank, blocks)
+		exts = fileExtents(exts, n.runs, blocks, at, w.geo.data)
 	case n.typ == kiln.TypeSymlink && len(n.link) >= fastSymlink:
 		exts = append(exts, extent{0, 1, c.target})
 		c.target++
@@ -498,23 +498,23 @@ func (w *writer) writeTargets() error {
 
 // writeData writes the content of all files, opening each one once.
 func (w *writer) writeData(ctx context.Context) error {
-	groups := w.place.groups
-	at := -1
-	var small []byte
+	cur := placeCursor{p: &w.place}
+	var group *dataGroup
+	var parts [2][]byte // pieces and rests of the current group's files
 	flush := func() {
-		if at >= 0 {
-			w.out.write(small)
-			small = small[:0]
+		if group != nil {
+			w.writeSmall(group, parts[0], parts[1])
+			parts[0], parts[1] = parts[0][:0], parts[1][:0]
 		}
 	}
 	err := w.eachRank(func(rank uint32, n *node) error {
 		if n.typ != kiln.TypeRegular || len(n.runs) == 0 {
 			return nil
 		}
-		if at+1 < len(groups) && groups[at+1].first == rank {
+		if _, begins := cur.next(rank, uint64(n.blocks())); begins {
 			flush()
-			at++
-			w.out.holeTo(w.geo.data + groups[at].start)
+			group = &w.place.groups[cur.group-1]
+			w.out.holeTo(w.geo.data + group.start)
 		}
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
@@ -522,9 +522,7 @@ func (w *writer) writeData(ctx context.Context) error {
 		if err := w.out.failed(); err != nil {
 			return err
 		}
-		var err error
-		small, err = w.copyFile(n, small)
-		return err
+		return w.copyFile(n, &parts)
 	})
 	if err == nil {
 		flush()
@@ -532,52 +530,70 @@ func (w *writer) writeData(ctx context.Context) error {
 	return err
 }
 
-// copyFile writes the body of a file to the output and appends the rest to small.
-func (w *writer) copyFile(n *node, small []byte) ([]byte, error) {
+// writeSmall writes the pieces and the units of a group, whose bodies are written.
+func (w *writer) writeSmall(g *dataGroup, pieces, rests []byte) {
+	w.out.write(pieces)
+	for _, u := range w.place.units[g.from:g.to] {
+		if u.blocks > 0 {
+			w.out.holeTo(w.geo.data + u.start)
+			w.out.write(rests[:u.blocks*BlockSize])
+			rests = rests[u.blocks*BlockSize:]
+		}
+	}
+}
+
+// copyFile writes the body of a file to the output and appends the other parts to those
+// of its group.
+func (w *writer) copyFile(n *node, parts *[2][]byte) error {
 	r, err := w.open(n)
 	if err != nil {
-		return small, fmt.Errorf("read %q: %w", shorten(n.path()), err)
+		return fmt.Errorf("read %q: %w", shorten(n.path()), err)
 	}
 	defer r.Close()
-	body := n.blocks()
-	body -= body % chunkBlocks
+	d := divide(uint64(n.blocks()))
+	left := [3]int64{int64(d.body) * BlockSize, int64(d.mid) * BlockSize, int64(d.rest) * BlockSize}
 	pos := int64(0)
 	for _, run := range n.runs {
 		from := int64(run.start) * BlockSize
 		if err := skip(r, from-pos); err != nil {
-			return small, unreadable(n, err)
+			return unreadable(n, err)
 		}
 		pos = from
-		for left := int64(run.count) * BlockSize; left > 0; {
+		for rest := int64(run.count) * BlockSize; rest > 0; {
+			k := 0
+			for left[k] == 0 {
+				k++
+			}
+			size := min(rest, left[k])
 			var dst []byte
-			if body > 0 {
+			if k == 0 {
 				dst = w.out.space()
-				dst = dst[:min(int64(len(dst)), left, body*BlockSize)]
+				dst = dst[:min(int64(len(dst)), size)]
 			} else {
-				small = grow(small, int(left))
-				dst = small[len(small)-int(left):]
+				parts[k-1] = grow(parts[k-1], int(size))
+				dst = parts[k-1][len(parts[k-1])-int(size):]
 			}
 			data := dst[:min(int64(len(dst)), n.size-pos)]
 			if _, err := io.ReadFull(r, data); err != nil {
-				return small, unreadable(n, err)
+				return unreadable(n, err)
 			}
 			clear(dst[len(data):])
-			if body > 0 {
+			if k == 0 {
 				w.out.advance(len(dst))
-				body -= int64(len(dst)) / BlockSize
 			}
 			pos += int64(len(data))
-			left -= int64(len(dst))
+			rest -= int64(len(dst))
+			left[k] -= int64(len(dst))
 		}
 	}
 	if pos < n.size {
-		return small, nil // ends in a hole
+		return nil // ends in a hole
 	}
 	var one [1]byte
 	if k, _ := r.Read(one[:]); k > 0 {
-		return small, fmt.Errorf("read %q: it has grown beyond %d bytes", shorten(n.path()), n.size)
+		return fmt.Errorf("read %q: it has grown beyond %d bytes", shorten(n.path()), n.size)
 	}
-	return small, nil
+	return nil
 }
 
 func unreadable(n *node, err error) error {
