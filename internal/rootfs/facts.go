@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -286,4 +287,35 @@ func TypeName(t kiln.EntryType) string {
 		return "socket"
 	}
 	return fmt.Sprintf("type %d", t)
+}
+
+// ReadFacts reads facts that were written as JSON, one after the other.
+func ReadFacts(r io.Reader) ([]Facts, error) {
+	var out []Facts
+	dec := json.NewDecoder(r)
+	for {
+		var f Facts
+		err := dec.Decode(&f)
+		if err == io.EOF {
+			return out, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("facts, entry %d: %w", len(out)+1, err)
+		}
+		out = append(out, f)
+	}
+}
+
+// CompareListing reports how a listing made inside a guest differs from what src says:
+// nothing, if the guest sees exactly the entries given.
+func CompareListing(ctx context.Context, src kiln.EntrySource, listing io.Reader) ([]Difference, error) {
+	want, err := Describe(ctx, src)
+	if err != nil {
+		return nil, err
+	}
+	got, err := ReadFacts(listing)
+	if err != nil {
+		return nil, err
+	}
+	return Compare(want, got), nil
 }
