@@ -35,7 +35,7 @@ func (j *job) imageAndRootfs(ctx context.Context) error {
 	var found *built
 	var img *kiln.Image
 	err := j.step(ctx, kiln.StageImage, j.opts.Timeouts.Image, func(ctx context.Context, res *kiln.StageResult) (err error) {
-		if j.v.BaseImages, err = j.opts.Images.Resolve(ctx, j.src); err != nil {
+		if j.v.BaseImages, err = j.opts.Images.Resolve(ctx, j.src, j.progress); err != nil {
 			return err
 		}
 		k = j.keysOf(j.src, j.v.BaseImages)

@@ -73,7 +73,7 @@ func (s *stages) get() host {
 	return s.host
 }
 
-func (s *stages) Resolve(context.Context, kiln.Source) ([]kiln.BaseImage, error) {
+func (s *stages) Resolve(context.Context, kiln.Source, kiln.Progress) ([]kiln.BaseImage, error) {
 	return []kiln.BaseImage{{Name: "debian", Digest: kiln.DigestOf([]byte(s.get().base)), Origin: "layout"}}, nil
 }
 

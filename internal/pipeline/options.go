@@ -14,8 +14,8 @@ import (
 
 // Images is the image stage.
 type Images interface {
-	// Resolve says which contents the FROM lines of src mean now.
-	Resolve(ctx context.Context, src kiln.Source) ([]kiln.BaseImage, error)
+	// Resolve says which contents the FROM lines of src mean now, making them local.
+	Resolve(ctx context.Context, src kiln.Source, progress kiln.Progress) ([]kiln.BaseImage, error)
 	// Key covers all that the image depends on.
 	Key(src kiln.Source, bases []kiln.BaseImage) kiln.Digest
 	// Build builds the image. The caller closes it.

@@ -199,7 +199,7 @@ func (s *Service) unchanged(ctx context.Context, t *kiln.Template, v *kiln.Versi
 	}
 	resolveCtx, cancel := context.WithTimeout(ctx, resolveTime)
 	defer cancel()
-	bases, err := s.opts.Images.Resolve(resolveCtx, src)
+	bases, err := s.opts.Images.Resolve(resolveCtx, src, kiln.DiscardProgress)
 	if err != nil {
 		return nil
 	}
