@@ -17,7 +17,7 @@ const (
 	portName = "kiln.0"
 )
 
-// cmdline is the guest's kernel command line. A panic ends the VM at once, and no time
+// cmdline is the guest's kernel command line on any accelerator. A panic ends the VM at once, and no time
 // is spent on calibrating timers that an emulated clock makes exact.
 const cmdline = "console=ttyS0 quiet reboot=t panic=-1 tsc=reliable no_timer_check"
 
@@ -52,7 +52,7 @@ func (d *Driver) command(cfg vmm.Config, mem memory, incoming bool) *exec.Cmd {
 		"-smp", fmt.Sprint(cfg.Size.VCPUs), "-m", fmt.Sprintf("%dM", cfg.Size.MemoryMiB),
 		"-object", mem.object(cfg.Size.MemoryMiB),
 		"-machine", "microvm,memory-backend=m0,isa-serial=on,rtc=on",
-		"-kernel", cfg.Boot.KernelPath, "-initrd", cfg.Boot.InitrdPath, "-append", cmdline,
+		"-kernel", cfg.Boot.KernelPath, "-initrd", cfg.Boot.InitrdPath, "-append", d.cmdline,
 		"-drive", drive("rootfs", cfg.Rootfs) + ",readonly=on",
 		"-device", "virtio-blk-device,drive=rootfs",
 		"-drive", drive("scratch", cfg.Scratch) + ",discard=unmap,detect-zeroes=unmap",

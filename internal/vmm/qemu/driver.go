@@ -24,6 +24,7 @@ import (
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/hostcmd"
 	"github.com/kilnvm/kiln/internal/vmm"
+	"github.com/kilnvm/kiln/internal/vmm/tsc"
 )
 
 // Accelerators.
@@ -40,10 +41,11 @@ type Options struct {
 
 // Driver implements [vmm.Driver].
 type Driver struct {
-	binary string
-	accel  string
-	info   vmm.Info
-	spawn  chan func()
+	binary  string
+	accel   string
+	cmdline string // of the guest's kernel
+	info    vmm.Info
+	spawn   chan func()
 }
 
 var _ vmm.Driver = (*Driver)(nil)
@@ -69,13 +71,17 @@ func New(ctx context.Context, o Options) (*Driver, error) {
 		return nil, err
 	}
 	d := &Driver{
-		binary: binary, accel: o.Accel, spawn: make(chan func()),
+		binary: binary, accel: o.Accel, cmdline: cmdline, spawn: make(chan func()),
 		info: vmm.Info{Name: "qemu-" + o.Accel, Version: version, CPU: "qemu64-max"},
 	}
 	if o.Accel == KVM {
 		if d.info.CPU, err = hostCPU("/proc/cpuinfo"); err != nil {
 			return nil, err
 		}
+	}
+	if o.Accel == TCG {
+		// KVM tells its guests; an emulated one that had to measure it could hang.
+		d.cmdline += fmt.Sprintf(" tsc_early_khz=%d", tsc.KHz())
 	}
 	go d.spawner()
 	return d, nil
