@@ -46,20 +46,25 @@ type Log struct {
 
 // Build configures the source, image and rootfs stages.
 type Build struct {
-	// Address is an existing BuildKit ("unix:///run/buildkit/buildkitd.sock") or Docker
-	// Engine ("docker:///var/run/docker.sock"). Empty means a BuildKit of our own.
+	// Address is an existing BuildKit daemon or Docker Engine, "unix:///path" or
+	// "tcp://host:port". Empty means a BuildKit of our own.
 	Address string `toml:"address"`
 	// Mirrors maps a registry's host to the hosts that are asked first.
 	Mirrors map[string][]string `toml:"mirrors"`
 	// ImagesDir keeps base images: what was bootstrapped, and OCI layouts put there by
 	// hand. Empty means <data_dir>/images.
 	ImagesDir string `toml:"images_dir"`
-	// PackageMirror is where base images are bootstrapped from, by distribution
-	// ("debian", "ubuntu"). A distribution that is not named uses the host's sources.
-	PackageMirror map[string]string `toml:"package_mirror"`
-	// CACertificates is a PEM bundle that bootstrapped base images trust in addition.
-	CACertificates string `toml:"ca_certificates"`
-	// Timeout bounds one build from source to promotion.
+	// Layouts are folders of more OCI image layouts, looked at before anything else.
+	Layouts []string `toml:"layouts"`
+	// Keyrings maps "debian" or "ubuntu" to a file with the keys of its package archive,
+	// where that is not in the usual place.
+	Keyrings map[string]string `toml:"keyrings"`
+	// CABundle is a PEM file that the RUN steps of a build trust beside their own: a path,
+	// "auto" (the host's, if its administrator added authorities) or empty for none.
+	CABundle string `toml:"ca_bundle"`
+	// CacheMB bounds the build cache in MiB; 0 means the builder's default.
+	CacheMB int `toml:"cache_mb"`
+	// Timeout bounds the instructions of the Dockerfile.
 	Timeout Duration `toml:"timeout"`
 	// Parallel is how many builds run at once.
 	Parallel int `toml:"parallel"`
@@ -83,9 +88,6 @@ type VM struct {
 	BundleDir string `toml:"bundle_dir"`
 	// Sandboxd is the guest daemon; empty means kiln-sandboxd beside the kiln program.
 	Sandboxd string `toml:"sandboxd"`
-	// Sizes are the VM sizes that get a golden snapshot with every build. Others are
-	// booted cold. Empty means each template's default size only.
-	Sizes []string `toml:"sizes"`
 }
 
 // Sandbox bounds what runs.
@@ -126,7 +128,7 @@ func Default() Config {
 		DataDir: DefaultDataDir,
 		Listen:  DefaultListen,
 		Log:     Log{Level: "info", Format: "text"},
-		Build:   Build{Timeout: Duration(30 * time.Minute), Parallel: 2, MaxContextMB: 2048},
+		Build:   Build{CABundle: "auto", Timeout: Duration(30 * time.Minute), Parallel: 2, MaxContextMB: 2048},
 		VM:      VM{QEMU: "qemu-system-x86_64", Accel: "auto"},
 		Sandbox: Sandbox{DefaultTTL: Duration(kiln.DefaultTTL)},
 		API:     API{RequestTimeout: Duration(30 * time.Second), ShutdownTimeout: Duration(20 * time.Second)},
@@ -213,6 +215,9 @@ func (c *Config) checkBuild() error {
 	if c.Build.Parallel < 1 {
 		return invalid("build.parallel", "must be at least 1")
 	}
+	if c.Build.CacheMB < 0 {
+		return invalid("build.cache_mb", "must not be negative")
+	}
 	if c.Build.MaxContextMB < 1 {
 		return invalid("build.max_context_mb", "must be at least 1")
 	}
@@ -222,11 +227,6 @@ func (c *Config) checkBuild() error {
 func (c *Config) checkVM() error {
 	if c.VM.QEMU == "" {
 		return invalid("vm.qemu", "is empty")
-	}
-	for _, name := range c.VM.Sizes {
-		if _, err := kiln.SizeByName(name); err != nil {
-			return invalid("vm.sizes", "%v", err)
-		}
 	}
 	return oneOf("vm.accel", c.VM.Accel, "auto", "kvm", "tcg")
 }

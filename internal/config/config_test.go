@@ -22,8 +22,8 @@ func TestSampleFileShowsDefaults(t *testing.T) {
 	}
 	want := Default()
 	want.Build.Mirrors = map[string][]string{}
-	want.Build.PackageMirror = map[string]string{}
-	want.VM.Sizes = []string{}
+	want.Build.Keyrings = map[string]string{}
+	want.Build.Layouts = []string{}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("docs/kiln.toml differs from the defaults:\n got %+v\nwant %+v", got, want)
 	}
@@ -105,7 +105,7 @@ func TestValidateNamesTheKey(t *testing.T) {
 		"build.max_context_mb": func(c *Config) { c.Build.MaxContextMB = 0 },
 		"vm.accel":             func(c *Config) { c.VM.Accel = "xen" },
 		"vm.qemu":              func(c *Config) { c.VM.QEMU = "" },
-		"vm.sizes":             func(c *Config) { c.VM.Sizes = []string{"huge"} },
+		"build.cache_mb":       func(c *Config) { c.Build.CacheMB = -1 },
 		"sandbox.max_running":  func(c *Config) { c.Sandbox.MaxRunning = -1 },
 		"sandbox.default_ttl":  func(c *Config) { c.Sandbox.DefaultTTL = Duration(48 * time.Hour) },
 		"api.request_timeout":  func(c *Config) { c.API.RequestTimeout = 0 },

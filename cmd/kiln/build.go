@@ -1,0 +1,419 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	"github.com/spf13/cobra"
+
+	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/api"
+	"github.com/kilnvm/kiln/internal/client"
+	"github.com/kilnvm/kiln/internal/source"
+)
+
+// buildFlags are the flags that create and build share.
+type buildFlags struct {
+	dockerfile, context, target, description string
+	startCmd, readyCmd, size                 string
+	diskMB                                   int
+	buildArgs, env, secrets                  []string
+	noCache, pull                            bool
+}
+
+func (f *buildFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVarP(&f.dockerfile, "dockerfile", "f", "", "the Dockerfile (default CONTEXT/Dockerfile)")
+	flags.StringVar(&f.target, "target", "", "stage of the Dockerfile to build")
+	flags.StringArrayVar(&f.buildArgs, "build-arg", nil, "NAME=VALUE of an ARG, or NAME for the environment's value (repeatable)")
+	flags.StringArrayVar(&f.secrets, "secret", nil, "id=ID,src=FILE or id=ID,env=NAME for RUN --mount=type=secret (repeatable)")
+	flags.BoolVar(&f.noCache, "no-cache", false, "run every step again")
+	flags.BoolVar(&f.pull, "pull", false, "ask for newer base images")
+	flags.StringArrayVarP(&f.env, "env", "e", nil, "NAME=VALUE for every command in its sandboxes (repeatable)")
+	flags.StringVar(&f.description, "description", "", "what the template is, for people")
+	flags.StringVar(&f.startCmd, "start-cmd", "", "command that is started before the snapshot and keeps running")
+	flags.StringVar(&f.readyCmd, "ready-cmd", "", "command that must succeed before the snapshot is taken")
+	flags.IntVar(&f.diskMB, "disk-size-mb", 0, fmt.Sprintf("writable disk of its sandboxes in MiB (default %d)", kiln.DefaultDiskMB))
+	flags.StringVar(&f.size, "size", "", "default VM size of its sandboxes")
+}
+
+func (a *app) templatesCreate() *cobra.Command {
+	var f buildFlags
+	var wait bool
+	cmd := &cobra.Command{
+		Use:   "create NAME --dockerfile FILE",
+		Short: "Create a template from a Dockerfile and return at once",
+		Long: `Create a template from a Dockerfile and return at once; --wait shows the build and
+waits for its end.
+
+The Dockerfile's folder is the build context if the Dockerfile copies files from it or a
+kiln-template.toml lies beside it; .dockerignore is honoured. --context names another.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			input, err := createInput(f)
+			if err != nil {
+				return err
+			}
+			return a.create(cmd.Context(), args[0], input, f, false, wait)
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().StringVar(&f.context, "context", "", "folder that the Dockerfile may copy from")
+	cmd.Flags().BoolVar(&wait, "wait", false, "show the build and wait for its end")
+	return cmd
+}
+
+func (a *app) templatesBuild() *cobra.Command {
+	var f buildFlags
+	cmd := &cobra.Command{
+		Use:   "build NAME DIR",
+		Short: "Build a template from a folder with a Dockerfile, and wait",
+		Long: `Build a template from a folder with a Dockerfile, show the build and wait for its
+end. If the template exists, its next version is built; until that is ready the old one
+serves. Interrupting the command cancels the build.`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.create(cmd.Context(), args[0], source.Input{Dir: args[1], Dockerfile: f.dockerfile}, f, true, true)
+		},
+	}
+	f.add(cmd)
+	return cmd
+}
+
+// createInput decides what the context of `create` is.
+func createInput(f buildFlags) (source.Input, error) {
+	in := source.Input{Dir: f.context, Dockerfile: f.dockerfile}
+	if in.Dir != "" {
+		return in, nil
+	}
+	if in.Dockerfile == "" {
+		return in, usageError{kiln.Errorf(kiln.CodeInvalid, "no Dockerfile given").WithHint("use --dockerfile FILE, or --context DIR with a Dockerfile in it")}
+	}
+	dir := filepath.Dir(in.Dockerfile)
+	for _, name := range kiln.MetadataFiles() {
+		if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
+			in.Dir = dir
+			return in, nil
+		}
+	}
+	file, err := os.Open(in.Dockerfile)
+	if err != nil {
+		return in, nil // Pack says what is wrong with it
+	}
+	defer file.Close()
+	if copiesFromContext(file) {
+		in.Dir = dir
+	}
+	return in, nil
+}
+
+// copiesFromContext reports whether a Dockerfile has an instruction that reads files of
+// its build context. A file that cannot be parsed has none; the build reports it.
+func copiesFromContext(dockerfile io.Reader) bool {
+	parsed, err := parser.Parse(dockerfile)
+	if err != nil {
+		return false
+	}
+	for _, node := range parsed.AST.Children {
+		if readsContext(node) {
+			return true
+		}
+	}
+	return false
+}
+
+func readsContext(node *parser.Node) bool {
+	flags := strings.Join(node.Flags, " ")
+	switch strings.ToUpper(node.Value) {
+	case "COPY":
+		return !strings.Contains(flags, "--from=") && len(node.Heredocs) == 0
+	case "ADD":
+		return len(node.Heredocs) == 0 && node.Next != nil && !strings.Contains(node.Next.Value, "://")
+	case "RUN":
+		return strings.Contains(flags, "type=bind") && !strings.Contains(flags, "from=")
+	}
+	return false
+}
+
+// create sends the context and, if told to, follows the build.
+func (a *app) create(ctx context.Context, name string, in source.Input, f buildFlags, replace, wait bool) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	req, err := f.request(a)
+	if err != nil {
+		return err
+	}
+	req.Name, req.Replace = name, replace
+	archive, err := packContext(ctx, in, req)
+	if err != nil {
+		return err
+	}
+	defer archive.Close()
+	req.Context = archive
+	b, err := c.CreateTemplate(ctx, *req)
+	if err != nil {
+		return err
+	}
+	return a.queued(ctx, c, b, wait)
+}
+
+// packContext writes the build context to a temporary file, which is gone when it is
+// closed.
+func packContext(ctx context.Context, in source.Input, req *client.CreateTemplate) (_ *os.File, err error) {
+	file, err := os.CreateTemp("", "kiln-context-")
+	if err != nil {
+		return nil, fmt.Errorf("build context: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			_ = file.Close()
+		}
+	}()
+	if err := os.Remove(file.Name()); err != nil {
+		return nil, fmt.Errorf("build context: %w", err)
+	}
+	packed, err := source.Pack(ctx, in, file)
+	if err != nil {
+		return nil, err
+	}
+	req.Options.Dockerfile = packed.Dockerfile
+	req.Warnings = packed.Warnings
+	if _, err := file.Seek(0, io.SeekStart); err != nil {
+		return nil, fmt.Errorf("build context: %w", err)
+	}
+	return file, nil
+}
+
+// request translates the flags.
+func (f *buildFlags) request(a *app) (*client.CreateTemplate, error) {
+	req := &client.CreateTemplate{
+		Options: api.BuildOptions{Target: f.target, NoCache: f.noCache, Pull: f.pull},
+		Metadata: kiln.Metadata{
+			Description: f.description, StartCmd: f.startCmd, ReadyCmd: f.readyCmd, DefaultSize: f.size, DiskMB: f.diskMB,
+		},
+	}
+	var err error
+	if req.Options.Args, err = pairs("--build-arg", f.buildArgs, a.lookupEnv); err != nil {
+		return nil, err
+	}
+	if req.Metadata.Env, err = pairs("--env", f.env, nil); err != nil {
+		return nil, err
+	}
+	if req.Options.Secrets, err = a.readSecrets(f.secrets); err != nil {
+		return nil, err
+	}
+	if f.size != "" {
+		if _, err := kiln.SizeByName(f.size); err != nil {
+			return nil, err
+		}
+	}
+	if f.diskMB < 0 {
+		return nil, usageError{kiln.Errorf(kiln.CodeInvalid, "--disk-size-mb %d is negative", f.diskMB)}
+	}
+	return req, nil
+}
+
+// pairs parses NAME=VALUE flags. With lookup a bare NAME takes its value from there, and
+// is left out if there is none, as docker does.
+func pairs(flag string, list []string, lookup func(string) (string, bool)) (map[string]string, error) {
+	if len(list) == 0 {
+		return nil, nil
+	}
+	out := make(map[string]string, len(list))
+	for _, item := range list {
+		name, value, ok := strings.Cut(item, "=")
+		if name == "" || !ok && lookup == nil {
+			return nil, usageError{kiln.Errorf(kiln.CodeInvalid, "%s %q is not NAME=VALUE", flag, item)}
+		}
+		if !ok {
+			if value, ok = lookup(name); !ok {
+				continue
+			}
+		}
+		out[name] = value
+	}
+	return out, nil
+}
+
+// readSecrets parses id=ID,src=FILE and id=ID,env=NAME.
+func (a *app) readSecrets(list []string) (map[string][]byte, error) {
+	if len(list) == 0 {
+		return nil, nil
+	}
+	out := make(map[string][]byte, len(list))
+	for _, item := range list {
+		id, value, err := a.readSecret(item)
+		if err != nil {
+			return nil, err
+		}
+		out[id] = value
+	}
+	return out, nil
+}
+
+func (a *app) readSecret(item string) (id string, value []byte, err error) {
+	bad := usageError{kiln.Errorf(kiln.CodeInvalid, "--secret %q is not id=ID,src=FILE or id=ID,env=NAME", item)}
+	fields := map[string]string{}
+	for _, part := range strings.Split(item, ",") {
+		key, v, ok := strings.Cut(part, "=")
+		if !ok || v == "" {
+			return "", nil, bad
+		}
+		fields[key] = v
+	}
+	id = fields["id"]
+	if id == "" {
+		return "", nil, bad
+	}
+	file := fields["src"]
+	if file == "" {
+		file = fields["source"]
+	}
+	switch env := fields["env"]; {
+	case file != "":
+		value, err = os.ReadFile(file)
+		if err != nil {
+			return "", nil, kiln.Errorf(kiln.CodeInvalid, "secret %s: %w", id, err)
+		}
+	case env != "":
+		text, ok := a.lookupEnv(env)
+		if !ok {
+			return "", nil, kiln.Errorf(kiln.CodeInvalid, "secret %s: the environment has no %s", id, env)
+		}
+		value = []byte(text)
+	default:
+		return "", nil, bad
+	}
+	return id, value, nil
+}
+
+func (a *app) templatesRebuild() *cobra.Command {
+	var noCache, pull, detach bool
+	var secrets []string
+	cmd := &cobra.Command{
+		Use:   "rebuild NAME",
+		Short: "Build the next version from the same source, unless nothing would change",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			req := api.RebuildRequest{NoCache: noCache, Pull: pull}
+			if req.Secrets, err = a.readSecrets(secrets); err != nil {
+				return err
+			}
+			b, err := c.RebuildTemplate(cmd.Context(), args[0], req)
+			if err != nil {
+				return err
+			}
+			return a.queued(cmd.Context(), c, b, !detach)
+		},
+	}
+	cmd.Flags().BoolVar(&noCache, "no-cache", false, "run every step again")
+	cmd.Flags().BoolVar(&pull, "pull", false, "ask for newer base images")
+	cmd.Flags().StringArrayVar(&secrets, "secret", nil, "id=ID,src=FILE or id=ID,env=NAME (repeatable)")
+	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "return at once")
+	return cmd
+}
+
+// cancelTimeout bounds the request that cancels a build whose reader was interrupted.
+const cancelTimeout = 10 * time.Second
+
+// queued tells what became of a request for a build and, if told to, follows it.
+func (a *app) queued(ctx context.Context, c *client.Client, b *api.Build, wait bool) error {
+	for _, warning := range b.Warnings {
+		fmt.Fprintf(a.stderr, "warning: %s\n", warning)
+	}
+	if b.Unchanged {
+		if a.json() {
+			return a.printJSON(b)
+		}
+		fmt.Fprintf(a.stdout, "no change: %s stays at version %d\n", b.Name, b.Version)
+		return nil
+	}
+	if !wait {
+		if a.json() {
+			return a.printJSON(b)
+		}
+		fmt.Fprintf(a.stdout, "building %s version %d\n", b.Name, b.Version)
+		fmt.Fprintf(a.stdout, "follow it with: kiln templates logs -f %s\n", b.Name)
+		return nil
+	}
+	return a.follow(ctx, c, b)
+}
+
+// follow shows a build until it has ended. When ctx ends first it cancels the build.
+func (a *app) follow(ctx context.Context, c *client.Client, b *api.Build) error {
+	start := time.Now()
+	end, err := c.BuildLog(ctx, b.ID, 0, true, a.printLogLine)
+	if err != nil && ctx.Err() != nil {
+		return errors.Join(kiln.Errorf(kiln.CodeCanceled, "interrupted: the build of %s is being cancelled", b.Name), cancelBuild(ctx, c, b.ID))
+	}
+	if err != nil {
+		return err
+	}
+	if err := buildFailure(end); err != nil {
+		return err
+	}
+	if a.json() {
+		return a.printJSON(end)
+	}
+	fmt.Fprintln(a.stdout)
+	if err := stageTable(a.stdout, end.Stages); err != nil {
+		return err
+	}
+	fmt.Fprintf(a.stdout, "\n%s version %d is ready (%s)\n", end.Name, end.Version, seconds(time.Since(start)))
+	return nil
+}
+
+func cancelBuild(ctx context.Context, c *client.Client, id string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cancelTimeout)
+	defer cancel()
+	err := c.CancelBuild(ctx, id)
+	if kiln.CodeOf(err) == kiln.CodeConflict {
+		return nil // it has ended meanwhile
+	}
+	return err
+}
+
+// buildFailure returns why a build failed, or nil.
+func buildFailure(b *api.Build) error {
+	switch {
+	case b.BuildError != nil:
+		return b.BuildError
+	case b.Status == api.BuildFailed:
+		return kiln.Errorf(kiln.CodeBuildFailed, "%s version %d: %s", b.Name, b.Version, b.Error)
+	}
+	return nil
+}
+
+// printLogLine shows a line as BuildKit's plain progress does; other stages are named.
+func (a *app) printLogLine(l api.LogLine) error {
+	line := l.Line
+	if l.Stage != kiln.StageImage {
+		line = "[" + string(l.Stage) + "] " + line
+	}
+	_, err := fmt.Fprintln(a.progress(), line)
+	return err
+}
+
+// stageTable prints where the time went.
+func stageTable(w io.Writer, stages []kiln.StageResult) error {
+	rows := [][]string{{"STAGE", "TIME", "CACHED", "DETAIL"}}
+	var total time.Duration
+	for _, s := range stages {
+		total += s.Duration
+		rows = append(rows, []string{string(s.Stage), seconds(s.Duration), yesNo(s.Cached), s.Detail})
+	}
+	return table(w, append(rows, []string{"total", seconds(total)}))
+}

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/kilnvm/kiln"
+)
+
+// Exit codes, as `kiln --help` documents them.
+const (
+	exitFailure     = 1
+	exitUsage       = 2
+	exitNotFound    = 3
+	exitConflict    = 4
+	exitNotAllowed  = 5
+	exitUnavailable = 6
+	exitBuildFailed = 7
+	exitKilnFailed  = 125 // of run and exec, whose other codes are the command's
+	exitInterrupted = 130
+)
+
+// usageError is a command line that makes no sense.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// commandExit is not an error of ours: a command in a sandbox ended with this code.
+type commandExit struct{ code int }
+
+func (e commandExit) Error() string { return fmt.Sprintf("the command exited with code %d", e.code) }
+
+// silent is an error that has been told already.
+type silent struct{ code int }
+
+func (e silent) Error() string { return "failed" }
+
+// kilnFailure marks errors of run and exec that are Kiln's, not the command's.
+type kilnFailure struct{ error }
+
+func (e kilnFailure) Unwrap() error { return e.error }
+
+// report prints err and returns the exit code for it.
+func (a *app) report(ctx context.Context, err error) int {
+	var exit commandExit
+	var told silent
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.code
+	case errors.As(err, &told):
+		return told.code
+	}
+	printError(a.stderr, err)
+	return exitCode(ctx, err)
+}
+
+func exitCode(ctx context.Context, err error) int {
+	var usage usageError
+	var failure kilnFailure
+	switch {
+	case errors.As(err, &usage):
+		return exitUsage
+	case errors.As(err, &failure):
+		return exitKilnFailed
+	case ctx.Err() != nil:
+		return exitInterrupted
+	}
+	switch kiln.CodeOf(err) {
+	case kiln.CodeInvalid:
+		return exitUsage
+	case kiln.CodeNotFound:
+		return exitNotFound
+	case kiln.CodeConflict:
+		return exitConflict
+	case kiln.CodeUnauthorized, kiln.CodeForbidden:
+		return exitNotAllowed
+	case kiln.CodeUnavailable, kiln.CodeExhausted, kiln.CodeTimeout:
+		return exitUnavailable
+	case kiln.CodeBuildFailed:
+		return exitBuildFailed
+	case kiln.CodeCanceled:
+		return exitInterrupted
+	}
+	return exitFailure
+}
+
+// printError writes one line with what went wrong and, where there is one, a line with
+// what to do. A failed build also shows the place and the last output.
+func printError(w io.Writer, err error) {
+	var build *kiln.BuildError
+	if errors.As(err, &build) {
+		printBuildError(w, build)
+		return
+	}
+	message, hint := err.Error(), ""
+	var known *kiln.Error
+	if errors.As(err, &known) {
+		message, hint = known.Message, known.Hint
+	}
+	fmt.Fprintf(w, "kiln: %s\n", oneLine(message))
+	printHint(w, hint)
+}
+
+func printBuildError(w io.Writer, e *kiln.BuildError) {
+	place := ""
+	switch {
+	case e.File != "" && e.Line > 0:
+		place = fmt.Sprintf("%s:%d: ", e.File, e.Line)
+	case e.File != "":
+		place = e.File + ": "
+	}
+	fmt.Fprintf(w, "kiln: %s: %s%s\n", e.Stage, place, oneLine(e.Message))
+	if e.Source != "" {
+		fmt.Fprintf(w, "  %d | %s\n", e.Line, strings.ReplaceAll(strings.TrimRight(e.Source, "\n"), "\n", "\n    | "))
+	}
+	if len(e.Output) > 0 {
+		fmt.Fprintf(w, "last output:\n")
+		for _, line := range e.Output {
+			fmt.Fprintf(w, "  | %s\n", line)
+		}
+	}
+	printHint(w, e.Hint)
+}
+
+func printHint(w io.Writer, hint string) {
+	if hint != "" {
+		fmt.Fprintf(w, "hint: %s\n", oneLine(hint))
+	}
+}
+
+func oneLine(s string) string { return strings.ReplaceAll(strings.TrimSpace(s), "\n", "; ") }

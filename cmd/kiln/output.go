@@ -1,0 +1,57 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+func (a *app) json() bool { return a.output == "json" }
+
+// printJSON writes v to standard output, indented.
+func (a *app) printJSON(v any) error {
+	enc := json.NewEncoder(a.stdout)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// progress is where what happens meanwhile is told: not on standard output when that is
+// for JSON.
+func (a *app) progress() io.Writer {
+	if a.json() {
+		return a.stderr
+	}
+	return a.stdout
+}
+
+// table writes rows in columns two spaces apart, the first row being the heading.
+func table(w io.Writer, rows [][]string) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, row := range rows {
+		// The last cell is not padded, so that no line ends in spaces.
+		fmt.Fprintln(tw, strings.TrimRight(strings.Join(row, "\t"), "\t "))
+	}
+	return tw.Flush()
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+// seconds prints a duration for people.
+func seconds(d time.Duration) string {
+	if d < time.Second {
+		return fmt.Sprintf("%dms", d.Milliseconds())
+	}
+	return fmt.Sprintf("%.1fs", d.Seconds())
+}
+
+// mib prints bytes in MiB.
+func mib(bytes int64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }

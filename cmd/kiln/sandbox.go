@@ -1,0 +1,235 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/api"
+)
+
+func (a *app) sandboxCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "sandbox", Aliases: []string{"sandboxes", "sb"}, Short: "Start and use sandboxes"}
+	cmd.AddCommand(
+		a.sandboxRun(), a.sandboxCreate(), a.sandboxExec(), a.sandboxList(), a.sandboxStatus(), a.sandboxUpload(), a.sandboxDownload(),
+		a.sandboxKeepalive(), a.sandboxDestroy(),
+	)
+	return cmd
+}
+
+// sandboxFlags are the flags that run and create share.
+type sandboxFlags struct {
+	template, size string
+	env, metadata  []string
+	ttl            time.Duration
+}
+
+func (f *sandboxFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVarP(&f.template, "template", "t", "", "template: name, ID, name:tag or name@version (required)")
+	flags.StringVar(&f.size, "size", "", "VM size (default the template's)")
+	flags.StringArrayVarP(&f.env, "env", "e", nil, "NAME=VALUE for every command (repeatable)")
+	flags.StringArrayVar(&f.metadata, "metadata", nil, "KEY=VALUE to find it by (repeatable)")
+	flags.DurationVar(&f.ttl, "ttl", 0, "life of the sandbox (default 5m)")
+}
+
+func (f *sandboxFlags) request() (api.CreateSandboxRequest, error) {
+	req := api.CreateSandboxRequest{Template: f.template, Size: f.size}
+	if f.template == "" {
+		return req, usageError{kiln.Errorf(kiln.CodeInvalid, "no template given").WithHint("use -t TEMPLATE; 'kiln templates list' shows them")}
+	}
+	var err error
+	if req.Env, err = pairs("--env", f.env, nil); err != nil {
+		return req, err
+	}
+	if req.Metadata, err = pairs("--metadata", f.metadata, nil); err != nil {
+		return req, err
+	}
+	if f.ttl < 0 {
+		return req, usageError{kiln.Errorf(kiln.CodeInvalid, "--ttl %v is negative", f.ttl)}
+	}
+	if f.ttl > 0 {
+		seconds := int64((f.ttl + time.Second - 1) / time.Second)
+		req.TTLSeconds = &seconds
+	}
+	return req, nil
+}
+
+func (a *app) sandboxCreate() *cobra.Command {
+	var f sandboxFlags
+	cmd := &cobra.Command{
+		Use: "create -t TEMPLATE", Short: "Start a sandbox and print its ID", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			req, err := f.request()
+			if err != nil {
+				return err
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			sb, err := c.CreateSandbox(cmd.Context(), req)
+			if err != nil {
+				return err
+			}
+			if a.json() {
+				return a.printJSON(sb)
+			}
+			_, err = fmt.Fprintln(a.stdout, sb.ID)
+			return err
+		},
+	}
+	f.add(cmd)
+	return cmd
+}
+
+func (a *app) sandboxList() *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List living sandboxes", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			list, err := c.ListSandboxes(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.json() {
+				return a.printJSON(list)
+			}
+			rows := [][]string{{"ID", "TEMPLATE", "SIZE", "STATUS", "BOOT", "AGE", "ENDS IN"}}
+			for _, sb := range list {
+				rows = append(rows, []string{
+					sb.ID, fmt.Sprintf("%s@%d", sb.Template, sb.Version), sb.Size, string(sb.Status), fmt.Sprintf("%s %dms", sb.BootMode, sb.BootMS),
+					time.Since(sb.CreatedAt).Round(time.Second).String(), time.Until(sb.ExpiresAt).Round(time.Second).String(),
+				})
+			}
+			return table(a.stdout, rows)
+		},
+	}
+}
+
+func (a *app) sandboxStatus() *cobra.Command {
+	return &cobra.Command{
+		Use: "status ID", Aliases: []string{"show", "get"}, Short: "Show one sandbox", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			sb, err := c.GetSandbox(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if a.json() {
+				return a.printJSON(sb)
+			}
+			return printSandbox(a.stdout, sb)
+		},
+	}
+}
+
+func printSandbox(w io.Writer, sb *api.Sandbox) error {
+	rows := [][]string{
+		{"id", sb.ID}, {"status", string(sb.Status)}, {"template", fmt.Sprintf("%s@%d", sb.Template, sb.Version)},
+		{"size", fmt.Sprintf("%s (%d vCPU, %d MiB)", sb.Size, sb.VCPUs, sb.MemoryMiB)}, {"disk", fmt.Sprintf("%d MiB", sb.DiskMB)},
+		{"boot", fmt.Sprintf("%s, %d ms", sb.BootMode, sb.BootMS)}, {"created", sb.CreatedAt.Local().Format(time.DateTime)},
+	}
+	if sb.EndedAt.IsZero() {
+		rows = append(rows, []string{"ends", sb.ExpiresAt.Local().Format(time.DateTime)})
+	} else {
+		rows = append(rows, []string{"ended", sb.EndedAt.Local().Format(time.DateTime)})
+	}
+	if sb.Reason != "" {
+		rows = append(rows, []string{"reason", sb.Reason})
+	}
+	if len(sb.Metadata) > 0 {
+		rows = append(rows, []string{"metadata", joinPairs(sb.Metadata)})
+	}
+	return table(w, rows)
+}
+
+func joinPairs(m map[string]string) string {
+	list := make([]string, 0, len(m))
+	for k, v := range m {
+		list = append(list, k+"="+v)
+	}
+	sort.Strings(list)
+	return strings.Join(list, " ")
+}
+
+func (a *app) sandboxKeepalive() *cobra.Command {
+	var ttl time.Duration
+	cmd := &cobra.Command{
+		Use: "keepalive ID", Short: "Let a sandbox live longer, counted from now", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if ttl < 0 {
+				return usageError{kiln.Errorf(kiln.CodeInvalid, "--ttl %v is negative", ttl)}
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			sb, err := c.Keepalive(cmd.Context(), args[0], ttl)
+			if err != nil {
+				return err
+			}
+			if a.json() {
+				return a.printJSON(sb)
+			}
+			_, err = fmt.Fprintf(a.stdout, "%s ends at %s\n", sb.ID, sb.ExpiresAt.Local().Format(time.DateTime))
+			return err
+		},
+	}
+	cmd.Flags().DurationVar(&ttl, "ttl", 0, "life from now (default as long as a new sandbox)")
+	return cmd
+}
+
+func (a *app) sandboxDestroy() *cobra.Command {
+	return &cobra.Command{
+		Use: "destroy ID...", Aliases: []string{"delete", "rm", "kill"}, Short: "End sandboxes at once", Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			for _, id := range args {
+				if err := c.DestroySandbox(cmd.Context(), id); err != nil {
+					return err
+				}
+				fmt.Fprintf(a.progress(), "destroyed %s\n", id)
+			}
+			return nil
+		},
+	}
+}
+
+// destroyTimeout bounds the end of a sandbox that outlived the reason it was started for.
+const destroyTimeout = 15 * time.Second
+
+// withSandbox starts a sandbox, passes it to use, and destroys it whatever happens.
+func (a *app) withSandbox(ctx context.Context, req api.CreateSandboxRequest, use func(*api.Sandbox) error) (err error) {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	sb, err := c.CreateSandbox(ctx, req)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyTimeout)
+		defer cancel()
+		if derr := c.DestroySandbox(ctx, sb.ID); derr != nil && kiln.CodeOf(derr) != kiln.CodeNotFound {
+			fmt.Fprintf(a.stderr, "warning: sandbox %s was not destroyed: %v\n", sb.ID, derr)
+		}
+	}()
+	return use(sb)
+}

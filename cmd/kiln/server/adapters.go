@@ -1,0 +1,121 @@
+package server
+
+import (
+	"context"
+	"iter"
+	"time"
+
+	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/api"
+	"github.com/kilnvm/kiln/internal/guest"
+	"github.com/kilnvm/kiln/internal/pipeline"
+	"github.com/kilnvm/kiln/internal/sandbox"
+)
+
+// templates is the pipeline as the API wants it.
+type templates struct{ *pipeline.Service }
+
+// Create implements api.Templates.
+func (t templates) Create(ctx context.Context, orgID string, req api.NewTemplate) (api.Queued, error) {
+	return queued(t.Service.Create(ctx, orgID, pipeline.NewTemplate(req)))
+}
+
+// Rebuild implements api.Templates.
+func (t templates) Rebuild(ctx context.Context, orgID string, req api.NewVersion) (api.Queued, error) {
+	return queued(t.Service.Rebuild(ctx, orgID, pipeline.Rebuild(req)))
+}
+
+func queued(res *pipeline.Result, err error) (api.Queued, error) {
+	if err != nil {
+		return api.Queued{}, err
+	}
+	return api.Queued{Template: res.Template, Version: res.Version, Unchanged: res.Unchanged, Warnings: res.Warnings}, nil
+}
+
+// Logs implements api.Templates.
+func (t templates) Logs(ctx context.Context, orgID, buildID string, offset int64, follow bool) iter.Seq2[api.LogLine, error] {
+	return func(yield func(api.LogLine, error) bool) {
+		for l, err := range t.Service.Logs(ctx, orgID, buildID, offset, follow) {
+			if !yield(api.LogLine{Next: l.Next, Time: l.Time, Stage: l.Stage, Line: l.Line}, err) {
+				return
+			}
+		}
+	}
+}
+
+// sandboxes is the manager as the API wants it: each organisation sees its own.
+type sandboxes struct{ *sandbox.Manager }
+
+// Create implements api.Sandboxes.
+func (s sandboxes) Create(ctx context.Context, req api.NewSandbox) (*kiln.Sandbox, error) {
+	return s.Manager.Create(ctx, sandbox.CreateRequest{
+		OrgID: req.OrgID, Template: req.Template, Size: req.Size, TTL: req.TTL, Env: req.Env, Metadata: req.Metadata,
+	})
+}
+
+// List implements api.Sandboxes.
+func (s sandboxes) List(ctx context.Context, orgID string) ([]*kiln.Sandbox, error) {
+	all, err := s.Manager.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var own []*kiln.Sandbox
+	for _, sb := range all {
+		if sb.OrgID == orgID {
+			own = append(own, sb)
+		}
+	}
+	return own, nil
+}
+
+// Get implements api.Sandboxes.
+func (s sandboxes) Get(ctx context.Context, orgID, id string) (*kiln.Sandbox, error) {
+	sb, err := s.Manager.Get(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if sb.OrgID != orgID {
+		return nil, kiln.Errorf(kiln.CodeNotFound, "sandbox %q does not exist", id)
+	}
+	return sb, nil
+}
+
+// Keepalive implements api.Sandboxes.
+func (s sandboxes) Keepalive(ctx context.Context, orgID, id string, ttl time.Duration) (*kiln.Sandbox, error) {
+	if _, err := s.Get(ctx, orgID, id); err != nil {
+		return nil, err
+	}
+	return s.Manager.Keepalive(ctx, id, ttl)
+}
+
+// Destroy implements api.Sandboxes.
+func (s sandboxes) Destroy(ctx context.Context, orgID, id string) error {
+	if _, err := s.Get(ctx, orgID, id); err != nil {
+		return err
+	}
+	return s.Manager.Destroy(ctx, id)
+}
+
+// Guest implements api.Sandboxes.
+func (s sandboxes) Guest(ctx context.Context, orgID, id string) (api.Guest, error) {
+	if _, err := s.Get(ctx, orgID, id); err != nil {
+		return nil, err
+	}
+	return s.Manager.Guest(ctx, id)
+}
+
+// daemons finds the daemons of running sandboxes for the proxy.
+type daemons struct{ *sandbox.Manager }
+
+// Lookup implements proxy.Sandboxes.
+func (d daemons) Lookup(ctx context.Context, id string) (string, *guest.Client, error) {
+	sb, err := d.Get(ctx, id)
+	if err != nil {
+		return "", nil, err
+	}
+	g, err := d.Guest(ctx, id)
+	if kiln.CodeOf(err) == kiln.CodeConflict {
+		err = kiln.Errorf(kiln.CodeNotFound, "sandbox %q does not run: %w", id, err)
+	}
+	return sb.OrgID, g, err
+}

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/api"
+)
+
+func (a *app) templatesCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "templates", Aliases: []string{"template"}, Short: "Build and manage templates"}
+	cmd.AddCommand(
+		a.templatesCreate(), a.templatesBuild(), a.templatesRebuild(), a.templatesList(), a.templatesShow(), a.templatesLogs(),
+		a.templatesCancel(), a.templatesDelete(),
+	)
+	return cmd
+}
+
+func (a *app) templatesList() *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List built-in and own templates", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			list, err := c.ListTemplates(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.json() {
+				return a.printJSON(list)
+			}
+			rows := [][]string{{"NAME", "STATUS", "VERSION", "BUILT-IN", "DESCRIPTION"}}
+			for _, t := range list {
+				rows = append(rows, []string{t.Name, string(t.Status), strconv.Itoa(shownVersion(t)), yesNo(t.BuiltIn), t.Description})
+			}
+			return table(a.stdout, rows)
+		},
+	}
+}
+
+// shownVersion is the promoted version or, before the first success, the newest.
+func shownVersion(t api.Template) int {
+	if t.Version > 0 {
+		return t.Version
+	}
+	return t.Latest.Version
+}
+
+func (a *app) templatesShow() *cobra.Command {
+	return &cobra.Command{
+		Use: "show NAME", Short: "Show one template, its versions and where the time of its newest build went", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			t, err := c.GetTemplate(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if a.json() {
+				return a.printJSON(t)
+			}
+			return a.printTemplate(t)
+		},
+	}
+}
+
+func (a *app) printTemplate(t *api.TemplateDetail) error {
+	rows := [][]string{
+		{"name", t.Name}, {"id", t.ID}, {"status", string(t.Status)}, {"version", strconv.Itoa(t.Version)}, {"built-in", yesNo(t.BuiltIn)},
+	}
+	for _, row := range [][]string{{"description", t.Description}, {"author", t.Author}, {"base image", t.Base}, {"default size", t.DefaultSize}} {
+		if row[1] != "" {
+			rows = append(rows, row)
+		}
+	}
+	if t.SizeBytes > 0 {
+		rows = append(rows, []string{"root filesystem", mib(t.SizeBytes) + "  " + t.RootfsPath})
+	}
+	if err := table(a.stdout, rows); err != nil {
+		return err
+	}
+	rows = [][]string{{"VERSION", "STATUS", "BUILD", "CREATED", "TOOK"}}
+	for _, v := range t.Versions {
+		took := ""
+		if !v.EndedAt.IsZero() && !v.StartedAt.IsZero() {
+			took = seconds(v.EndedAt.Sub(v.StartedAt))
+		}
+		rows = append(rows, []string{strconv.Itoa(v.Number), string(v.Status), v.BuildID, v.CreatedAt.Local().Format(time.DateTime), took})
+	}
+	fmt.Fprintln(a.stdout)
+	if err := table(a.stdout, rows); err != nil {
+		return err
+	}
+	if len(t.Latest.Stages) > 0 {
+		fmt.Fprintf(a.stdout, "\nstages of version %d:\n", t.Latest.Version)
+		if err := stageTable(a.stdout, t.Latest.Stages); err != nil {
+			return err
+		}
+	}
+	if t.BuildError != nil {
+		fmt.Fprintln(a.stdout)
+		printBuildError(a.stdout, t.BuildError)
+	}
+	return nil
+}
+
+func (a *app) templatesDelete() *cobra.Command {
+	return &cobra.Command{
+		Use: "delete NAME...", Aliases: []string{"rm"}, Short: "Delete custom templates; running sandboxes are not touched", Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			for _, name := range args {
+				if err := c.DeleteTemplate(cmd.Context(), name); err != nil {
+					return err
+				}
+				fmt.Fprintf(a.progress(), "deleted %s\n", name)
+			}
+			return nil
+		},
+	}
+}
+
+func (a *app) templatesCancel() *cobra.Command {
+	return &cobra.Command{
+		Use: "cancel NAME|BUILD", Short: "Stop the build of a template", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			b, err := a.findBuild(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if err := c.CancelBuild(cmd.Context(), b.ID); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.progress(), "cancelled the build of %s version %d\n", b.Name, b.Version)
+			return nil
+		},
+	}
+}
+
+// findBuild returns the build with that ID, or the newest one of the template.
+func (a *app) findBuild(ctx context.Context, ref string) (*api.Build, error) {
+	c, err := a.client()
+	if err != nil {
+		return nil, err
+	}
+	t, err := c.GetTemplate(ctx, ref)
+	if err == nil {
+		return &t.Latest, nil
+	}
+	if kiln.CodeOf(err) != kiln.CodeNotFound {
+		return nil, err
+	}
+	b, buildErr := c.GetBuild(ctx, ref)
+	if kiln.CodeOf(buildErr) == kiln.CodeNotFound {
+		return nil, err // most people name templates
+	}
+	return b, buildErr
+}
+
+func (a *app) templatesLogs() *cobra.Command {
+	var follow bool
+	cmd := &cobra.Command{
+		Use: "logs NAME|BUILD", Short: "Print the log of a template's newest build", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			b, err := a.findBuild(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			end, err := c.BuildLog(cmd.Context(), b.ID, 0, follow, a.printLogLine)
+			if err != nil || !follow {
+				return err
+			}
+			return buildFailure(end)
+		},
+	}
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "wait for more until the build has ended; fail if it fails")
+	return cmd
+}
