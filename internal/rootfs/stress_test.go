@@ -56,7 +56,7 @@ func (p pattern) ReadAt(b []byte, off int64) (int, error) {
 	}
 	for _, x := range all {
 		for at := max(x.Offset, off); at < min(x.Offset+x.Length, off+int64(n)); at++ {
-			b[at-off] = byte((uint64(at)*2654435761 + p.seed) >> 7)
+			b[at-off] = byte((uint64(at)*2654435761 + p.seed + uint64(at>>15)*0x9E3779B97F4A7C15) >> 7)
 		}
 	}
 	if off+int64(n) == p.size {
