@@ -100,6 +100,11 @@ func (d *dockerfile) solveError(ctx context.Context, err error, h *history, reda
 			break
 		}
 	}
+	if what := notAllowed.FindString(fault.Message); what != "" {
+		fault.Message, fault.Line = what, d.lineWith("--security=insecure")
+		fault.Source = d.line(fault.Line)
+		located = true
+	}
 	var vertex *solvererrdefs.VertexError
 	var exit *gatewaypb.ExitError
 	if errors.As(err, &exit) {
@@ -117,6 +122,11 @@ func (d *dockerfile) solveError(ctx context.Context, err error, h *history, reda
 	}
 	if !located {
 		return fmt.Errorf("build %s: %w", d.display, err)
+	}
+	for _, line := range fault.Output {
+		if m := notStarted.FindStringSubmatch(line); m != nil {
+			fault.Message, fault.ExitCode = strings.ReplaceAll(m[1], `\"`, `"`), 0
+		}
 	}
 	fault.Hint = hintForExit(fault.ExitCode, fault.Output)
 	if fault.Hint == "" {
@@ -153,6 +163,14 @@ func clean(message string) string {
 	}
 }
 
+var (
+	// notAllowed is BuildKit's refusal of a privileged step, which names no line.
+	notAllowed = regexp.MustCompile(`[a-z]+\.[a-z]+ is not allowed$`)
+	// notStarted is what runc prints when it cannot start a command at all; its own exit
+	// code then says nothing.
+	notStarted = regexp.MustCompile(`unable to start container process: (.*)$`)
+)
+
 // hints are for messages of BuildKit's that leave people at a loss. BuildKit gives text
 // only, so the text has to tell.
 var hints = []struct {
@@ -164,9 +182,10 @@ var hints = []struct {
 	{regexp.MustCompile(`target stage .* could not be found`), "the target must be the name of a stage: FROM … AS name"},
 	{regexp.MustCompile(`unknown instruction`), "an instruction goes over to the next line only after a backslash"},
 	{regexp.MustCompile(`no build stage in current context`), "the first instruction is FROM"},
-	{regexp.MustCompile(`entitlement`), "privileged build steps are not available"},
+	{regexp.MustCompile(`is not allowed$`), "privileged build steps are not available"},
 	{regexp.MustCompile(`secret .*not found|not found.*secret`), "give the secret when you start the build"},
-	{regexp.MustCompile(`exec: "/bin/sh"|stat /bin/sh`), "the image has no shell: use the form RUN [\"program\", \"argument\"]"},
+	{regexp.MustCompile(`exec: "/bin/sh"`), "the image has no shell: use the form RUN [\"program\", \"argument\"]"},
+	{regexp.MustCompile(`exec: ".*no such file`), "the program does not exist in the image"},
 }
 
 func hintFor(message string) string {

@@ -20,8 +20,7 @@ type daemon interface {
 	Close() error
 }
 
-// solveFunc runs a build whose result goes where export says. ctx ends with the caller's
-// or when the daemon is gone.
+// solveFunc runs a build whose result goes where export says.
 type solveFunc func(ctx context.Context, c *client.Client, export client.ExportEntry) error
 
 func newDaemon(opts Options) (daemon, error) {

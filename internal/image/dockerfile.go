@@ -57,3 +57,13 @@ func (d *dockerfile) line(n int) string {
 	}
 	return strings.TrimRight(lines[n-1], "\r ")
 }
+
+// lineWith returns the number of the first line that contains text, or 0.
+func (d *dockerfile) lineWith(text string) int {
+	for i, line := range strings.Split(string(d.content), "\n") {
+		if strings.Contains(line, text) {
+			return i + 1
+		}
+	}
+	return 0
+}

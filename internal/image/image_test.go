@@ -1,6 +1,7 @@
 package image_test
 
 import (
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +14,9 @@ import (
 
 func TestMain(m *testing.M) {
 	imagetest.RunChild()
+	if len(os.Args) > 2 && os.Args[1] == parentArg {
+		runParent(os.Args[2])
+	}
 	testkit.Main(m)
 }
 
@@ -96,7 +100,7 @@ FROM last AS other
 RUN false
 `, "BASEIMAGE", imagetest.BaseImage)})
 	src.Options = kiln.BuildOptions{
-		Target: "last", Args: map[string]string{"WHO": "world"},
+		NoCache: true, Target: "last", Args: map[string]string{"WHO": "world"},
 		Secrets: map[string][]byte{"token": []byte("s3cr3t-t0ken")},
 	}
 	progress := &logged{}

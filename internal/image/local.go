@@ -47,23 +47,9 @@ func (l *local) solve(ctx context.Context, run solveFunc) (kiln.EntrySource, err
 }
 
 func (l *local) solveIn(ctx context.Context, process *builder.Process, result *builder.Result, run solveFunc) (kiln.EntrySource, error) {
-	solveCtx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	stopWatching := make(chan struct{})
-	defer close(stopWatching)
-	go func() {
-		select {
-		case <-process.Done():
-			cancel(process.Err())
-		case <-stopWatching:
-		}
-	}()
 	export := client.ExportEntry{Type: builder.ExporterName, Attrs: result.Attrs()}
-	if err := run(solveCtx, process.Client(), export); err != nil {
-		if cause := context.Cause(solveCtx); cause != nil && ctx.Err() == nil {
-			return nil, cause // the process ended: that explains more than a broken connection
-		}
-		return nil, err
+	if err := run(ctx, process.Client(), export); err != nil {
+		return nil, process.Explain(err)
 	}
 	dir, err := result.Dir(ctx)
 	if err != nil {

@@ -144,13 +144,14 @@ func (h *history) output(d digest.Digest) []string {
 	return append(append([]string(nil), s.output...), s.partial)
 }
 
-// running names the step that was last started and has not ended, or "".
+// running names the last step that was started and has not succeeded, or "". A step that
+// was cancelled counts: it has failed by the time anybody asks.
 func (h *history) running() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	name := ""
 	for _, s := range h.order {
-		if s.started && !s.done {
+		if s.started && (!s.done || s.failed) {
 			name = s.name
 		}
 	}

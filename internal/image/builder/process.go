@@ -18,7 +18,9 @@ import (
 	"time"
 
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/util/grpcerrors"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
 )
 
 // Process is a running child. It is safe for concurrent use.
@@ -183,6 +185,26 @@ func (p *Process) Done() <-chan struct{} { return p.done }
 // Err says why the child ended. It may be called once Done is closed.
 func (p *Process) Err() error { return p.err }
 
+// brokenWait is how long after its connection broke the end of a child may take to be
+// noticed.
+const brokenWait = 2 * time.Second
+
+// Explain replaces an error that only says that the connection to the child broke by
+// the reason why the child ended.
+func (p *Process) Explain(err error) error {
+	if err == nil || grpcerrors.Code(err) != codes.Unavailable {
+		return err
+	}
+	timer := time.NewTimer(brokenWait)
+	defer timer.Stop()
+	select {
+	case <-p.done:
+		return p.err
+	case <-timer.C:
+		return err
+	}
+}
+
 // Result is a root filesystem on its way from the child.
 type Result struct {
 	p     *Process
@@ -227,12 +249,10 @@ func (r *Result) Release() error {
 	default:
 	}
 	err := r.p.handoff.send(handoffMessage{Release: r.token}, nil)
-	select {
-	case <-r.p.done: // nothing is left to release
-		return nil
-	default:
-		return err
+	if errors.Is(err, unix.EPIPE) || errors.Is(err, net.ErrClosed) {
+		return nil // the child has ended, and its mounts with it
 	}
+	return err
 }
 
 // receive routes root filesystems to those who expect them, until the child ends.
@@ -278,13 +298,6 @@ func (p *Process) Close() error {
 		<-p.done
 	}
 	return errors.Join(errs...)
-}
-
-// Kill ends the child at once and waits for its end.
-func (p *Process) Kill() {
-	p.cmd.Process.Kill()
-	<-p.done
-	p.Close()
 }
 
 // ErrBusy says that another process uses the state folder.

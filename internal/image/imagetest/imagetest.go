@@ -5,9 +5,12 @@ package imagetest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/image"
@@ -27,17 +30,20 @@ func RunChild() {
 	}
 }
 
-// Options returns options with a fresh state folder, the shared folder of base images
-// with [BaseImage] in it, and [Walk].
+// Options returns options with a state folder that no other test uses meanwhile, the
+// shared folder of base images with [BaseImage] in it, and [Walk]. State is kept between
+// tests, so that the base image need not be unpacked anew: a test to which it matters
+// that steps run, and not come from the build cache, sets BuildOptions.NoCache.
 func Options(t testing.TB) image.Options {
 	t.Helper()
 	testkit.RequireRoot(t)
 	testkit.RequireCommands(t, "runc", "mmdebstrap", "unshare")
 	opts := image.Options{
-		StateDir:  t.TempDir(),
-		ImagesDir: filepath.Join(testkit.CacheDir(), "images"),
-		CABundle:  image.CABundleAuto,
-		Walk:      Walk,
+		StateDir:   stateDir(t),
+		ImagesDir:  filepath.Join(testkit.CacheDir(), "images"),
+		CABundle:   image.CABundleAuto,
+		CacheBytes: cacheBytes,
+		Walk:       Walk,
 	}
 	b, err := image.New(opts)
 	if err != nil {
@@ -50,6 +56,31 @@ func Options(t testing.TB) image.Options {
 		t.Fatal(err)
 	}
 	return opts
+}
+
+// cacheBytes bounds what one state folder keeps.
+const cacheBytes = 2 << 30
+
+// stateDir returns the first state folder in the test cache that is free, and keeps it
+// for the rest of the test.
+func stateDir(t testing.TB) string {
+	t.Helper()
+	for i := 0; ; i++ {
+		dir := filepath.Join(testkit.CacheDir(), fmt.Sprintf("builder-%d", i))
+		lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			t.Cleanup(func() { lock.Close() })
+			return dir
+		}
+		lock.Close()
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			t.Fatalf("lock %s: %v", dir, err)
+		}
+	}
 }
 
 // ensureBase bootstraps the base image unless it is there. It never asks a registry:
