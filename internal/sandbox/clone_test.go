@@ -1,0 +1,201 @@
+package sandbox
+
+import (
+	"bufio"
+	"bytes"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/guest"
+)
+
+func TestRealSandbox(t *testing.T) {
+	h := newVMHost(t, nil)
+	for _, mode := range []kiln.BootMode{kiln.BootSnapshot, kiln.BootCold} {
+		req := hello()
+		req.Env = map[string]string{"ANSWER": "42"}
+		s := h.create(t, req)
+		if s.BootMode != mode {
+			t.Errorf("boot mode %s, want %s", s.BootMode, mode)
+		}
+		t.Logf("%s: %s", s.BootMode, s.BootTime)
+		if out := h.run(t, s.ID, "echo $ANSWER >/root/f; cat /root/f"); out != "42\n" {
+			t.Errorf("%s: output %q", mode, out)
+		}
+		if err := h.Destroy(t.Context(), s.ID); err != nil {
+			t.Fatal(err)
+		}
+		h.store.snapshots = nil
+	}
+}
+
+// clones returns how many clones a test compares.
+func clones(t *testing.T, def int) int {
+	t.Helper()
+	s := os.Getenv("KILN_TEST_CLONES")
+	if s == "" {
+		return def
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// compare runs a command that prints one value per line in n clones, some at once, and
+// fails the test when a value occurs twice.
+func (h *vmHost) compare(t *testing.T, n int, command string) {
+	t.Helper()
+	var mu sync.Mutex
+	seen := map[string]bool{}
+	ids := make(chan struct{}, n)
+	for range n {
+		ids <- struct{}{}
+	}
+	close(ids)
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			for range ids {
+				s, err := h.Create(t.Context(), hello())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				out := h.run(t, s.ID, command)
+				mu.Lock()
+				for line := range strings.Lines(out) {
+					if seen[line] {
+						t.Errorf("two clones have %q", line)
+					}
+					seen[line] = true
+				}
+				mu.Unlock()
+				if err := h.Destroy(t.Context(), s.ID); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("%d clones, %d different values", n, len(seen))
+	if len(seen) < 3*n {
+		t.Errorf("only %d values of %d clones", len(seen), n)
+	}
+}
+
+func TestHazard01RandomStateOfClones(t *testing.T) {
+	h := newVMHost(t, nil)
+	h.compare(t, clones(t, 8), `for i in 1 2 3; do head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; done
+cat /proc/sys/kernel/random/boot_id; head -c 16 /dev/random | od -An -tx1`)
+}
+
+func TestHazard04NamesOfClones(t *testing.T) {
+	h := newVMHost(t, func(v *kiln.Version) {
+		// What an image with an SSH server has: keys that were made when it was built.
+		v.Metadata.ReadyCmd = "mkdir -p /etc/ssh && echo golden >/etc/ssh/ssh_host_ed25519_key && echo golden >/etc/ssh/ssh_host_ed25519_key.pub"
+	})
+	h.compare(t, clones(t, 3), `echo machine $(cat /etc/machine-id); echo boot $(cat /proc/sys/kernel/random/boot_id)
+echo host $(hostname) && grep -q $(hostname) /etc/hosts && test $(hostname) = $(cat /etc/hostname) || exit 1
+cat /etc/ssh/ssh_host_ed25519_key.pub; md5sum </etc/ssh/ssh_host_ed25519_key`)
+}
+
+// The clock of a clone is right at hand-out, whenever its snapshot was made: the guest's
+// clock is ten years off at capture, in both directions.
+func TestHazard03ClockOfClones(t *testing.T) {
+	for name, when := range map[string]string{"old": "2016-11-24 00:00", "young": "2036-11-24 00:00"} {
+		t.Run(name, func(t *testing.T) {
+			h := newVMHost(t, func(v *kiln.Version) { v.Metadata.ReadyCmd = "date -s '" + when + "'" })
+			s := h.create(t, hello())
+			if skew := h.skew(t, s.ID); skew.Abs() > 100*time.Millisecond {
+				t.Errorf("the clock is %s off", skew)
+			} else {
+				t.Logf("skew at most %s", skew)
+			}
+		})
+	}
+}
+
+// skew lets the guest print its clock some times and returns by how much the quickest
+// line was late, which bounds how far the clock is behind; a clock that is ahead gives
+// negative values.
+func (h *vmHost) skew(t *testing.T, id string) time.Duration {
+	t.Helper()
+	client, err := h.Guest(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w := io.Pipe()
+	go func() {
+		exit, err := client.Run(t.Context(), guest.Command{
+			Args: []string{"/bin/sh", "-c", "for i in 1 2 3 4 5 6 7 8 9 10; do adjtimex 2>/dev/null | grep -E 'time.tv'; echo end; done"}, Stdout: w,
+		})
+		if err == nil && exit.Code != 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		w.CloseWithError(err)
+	}()
+	best := time.Duration(1 << 62)
+	var sec, usec int64
+	for lines := bufio.NewScanner(r); lines.Scan(); {
+		if lines.Text() == "end" {
+			best = min(best, time.Since(time.Unix(sec, usec*1000)))
+			continue
+		}
+		name, value, _ := strings.Cut(lines.Text(), ":")
+		n, _ := strconv.ParseInt(strings.TrimSpace(value), 10, 64)
+		switch strings.TrimSpace(name) {
+		case "time.tv_sec":
+			sec = n
+		case "time.tv_usec":
+			usec = n
+		}
+	}
+	return best
+}
+
+// Nothing that belongs to a sandbox, and nothing of the server's own environment, is in
+// the files that every clone is made from.
+func TestHazard11NoSecretInArtifacts(t *testing.T) {
+	const planted = "planted-in-the-servers-environment"
+	t.Setenv("KILN_PLANTED", planted)
+	h := newVMHost(t, func(v *kiln.Version) { v.Metadata.Env = map[string]string{"MARK": "known-to-be-inside"} })
+	req := hello()
+	req.Env = map[string]string{"API_KEY": "planted-in-a-sandbox"}
+	s := h.create(t, req)
+	if out := h.run(t, s.ID, "echo $API_KEY $MARK; echo $API_KEY >/root/f; sync"); !strings.Contains(out, "planted-in-a-sandbox known") {
+		t.Fatalf("the sandbox has %q", out)
+	}
+	if err := h.Destroy(t.Context(), s.ID); err != nil {
+		t.Fatal(err)
+	}
+	if !h.inArtifacts(t, "known-to-be-inside") {
+		t.Fatal("the search does not find what is there")
+	}
+	for _, secret := range []string{planted, "planted-in-a-sandbox", s.AccessToken, s.ID} {
+		if h.inArtifacts(t, secret) {
+			t.Errorf("%q is in the golden snapshot", secret)
+		}
+	}
+}
+
+func (h *vmHost) inArtifacts(t *testing.T, text string) bool {
+	t.Helper()
+	for _, blob := range []kiln.Blob{h.snap.Memory, h.snap.VMState, h.snap.Scratch} {
+		content, err := os.ReadFile(h.blobs.Path(blob.Digest))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(content, []byte(text)) {
+			return true
+		}
+	}
+	return false
+}
