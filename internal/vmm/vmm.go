@@ -16,10 +16,15 @@ package vmm
 
 import (
 	"context"
+	"errors"
 	"net"
 
 	"github.com/kilnvm/kiln"
 )
+
+// ErrBadState is in the chain of Restore's error when the files cannot be restored: they
+// are missing, damaged, or of another machine. A cold boot may still work.
+var ErrBadState = errors.New("saved machine cannot be restored")
 
 // Driver starts virtual machines of one kind. It is safe for concurrent use.
 type Driver interface {

@@ -1,25 +1,27 @@
 package qemu
 
 import (
+	"encoding/json"
 	"fmt"
-	"os/exec"
-	"path/filepath"
-	"strings"
-	"syscall"
 
 	"github.com/kilnvm/kiln/internal/vmm"
 )
 
-const (
-	consoleName = "console.log"
-	guestSocket = "guest.sock"
-	// portName is the virtio-serial port on which the daemon listens.
-	portName = "kiln.0"
-)
+// portName is the virtio-serial port on which the daemon listens.
+const portName = "kiln.0"
 
-// cmdline is the guest's kernel command line on any accelerator. A panic ends the VM at once, and no time
-// is spent on calibrating timers that an emulated clock makes exact.
-const cmdline = "console=ttyS0 quiet reboot=t panic=-1 tsc=reliable no_timer_check"
+// cmdline is the guest's kernel command line on any accelerator. A panic ends the VM at
+// once: it resets, and QEMU is told not to start again.
+const cmdline = "console=ttyS0 quiet reboot=t panic=-1"
+
+// sandbox is QEMU's own seccomp filter: no new privileges, no new processes.
+const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+// Descriptors that QEMU inherits, in the order of exec.Cmd.ExtraFiles.
+const (
+	qmpFD  = 3
+	linkFD = 4
+)
 
 // memory says where guest memory lives.
 type memory struct {
@@ -27,59 +29,70 @@ type memory struct {
 	shared bool   // changes go to the file
 }
 
-func (m memory) object(mib int) string {
-	if m.path == "" {
-		return fmt.Sprintf("memory-backend-ram,id=m0,size=%dM", mib)
-	}
-	share := "off"
-	if m.shared {
-		share = "on"
-	}
-	return fmt.Sprintf("memory-backend-file,id=m0,size=%dM,mem-path=%s,share=%s", mib, escape(m.path), share)
-}
-
-// command builds the VMM's command line. For a restore it must describe the same machine
-// as for the boot that was captured.
-func (d *Driver) command(cfg vmm.Config, mem memory, incoming bool) *exec.Cmd {
+// arguments returns QEMU's command line. For a restore it describes the same machine as
+// for the boot that was captured, but for the kernel: that is in memory already, and a
+// machine that resets ends.
+func (d *Driver) arguments(cfg vmm.Config, mem memory, incoming bool) []string {
 	accel, cpu := "tcg,thread=multi", "max"
 	if d.accel == KVM {
 		accel, cpu = "kvm", "host"
 	}
 	args := []string{
-		"-name", "kiln-" + escape(cfg.ID) + ",debug-threads=on",
-		"-nodefaults", "-no-user-config", "-nographic", "-no-reboot",
+		"-name", "kiln-" + cfg.ID + ",debug-threads=on",
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-accel", accel, "-cpu", cpu,
 		"-smp", fmt.Sprint(cfg.Size.VCPUs), "-m", fmt.Sprintf("%dM", cfg.Size.MemoryMiB),
 		"-object", mem.object(cfg.Size.MemoryMiB),
-		"-machine", "microvm,memory-backend=m0,isa-serial=on,rtc=on",
-		"-kernel", cfg.Boot.KernelPath, "-initrd", cfg.Boot.InitrdPath, "-append", d.cmdline,
-		"-drive", drive("rootfs", cfg.Rootfs) + ",readonly=on",
-		"-device", "virtio-blk-device,drive=rootfs",
-		"-drive", drive("scratch", cfg.Scratch) + ",discard=unmap,detect-zeroes=unmap",
-		"-device", "virtio-blk-device,drive=scratch",
-		"-device", "virtio-rng-device",
-		"-chardev", "socket,id=guest,server=on,wait=off,path=" + escape(filepath.Join(cfg.Dir, guestSocket)),
-		"-device", "virtio-serial-device",
-		"-device", "virtserialport,chardev=guest,name=" + portName,
-		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
-		"-chardev", "socket,id=qmp,fd=3", "-mon", "chardev=qmp,mode=control",
-		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-machine", "microvm,memory-backend=m0,x-option-roms=off",
 	}
 	if incoming {
 		args = append(args, "-incoming", "defer")
+	} else {
+		args = append(args, "-kernel", cfg.Boot.KernelPath, "-initrd", cfg.Boot.InitrdPath, "-append", d.cmdline)
 	}
-	cmd := exec.Command(d.binary, args...) //nolint:noctx // it outlives the request; Kill ends it
-	cmd.Dir = cfg.Dir
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	cmd.WaitDelay = killDelay
-	return cmd
+	if d.sandbox {
+		args = append(args, "-sandbox", sandbox)
+	}
+	return append(args,
+		"-blockdev", disk("rootfs", cfg.Rootfs, true), "-device", "virtio-blk-device,drive=rootfs",
+		"-blockdev", disk("scratch", cfg.Scratch, false), "-device", "virtio-blk-device,drive=scratch",
+		"-device", "virtio-serial-device,max_ports=2",
+		"-chardev", fmt.Sprintf("socket,id=link,fd=%d", linkFD),
+		"-device", "virtserialport,chardev=link,name="+portName,
+		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
+		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", qmpFD), "-mon", "chardev=qmp,mode=control",
+	)
 }
 
-// drive describes a raw disk. Locks are off because many clones read one base; no two
-// machines ever get one scratch disk.
-func drive(id, path string) string {
-	return "if=none,format=raw,file.driver=file,file.locking=off,cache.no-flush=off,id=" + id + ",file.filename=" + escape(path)
+// object is the memory back end "m0".
+func (m memory) object(mib int) string {
+	o := map[string]any{"qom-type": "memory-backend-ram", "id": "m0", "size": int64(mib) << 20}
+	if m.path != "" {
+		o["qom-type"], o["mem-path"], o["share"] = "memory-backend-file", m.path, m.shared
+	}
+	return text(o)
 }
 
-// escape doubles commas, as QEMU's option syntax wants it.
-func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+// disk is a raw disk. There are no locks, because many clones read one base and no two
+// machines are ever given the same scratch disk; and no flushes, because a scratch disk
+// does not outlive its machine, and those that are kept are synced by whoever keeps them.
+func disk(id, path string, readOnly bool) string {
+	d := map[string]any{
+		"driver": "raw", "node-name": id, "read-only": readOnly,
+		"file":  map[string]any{"driver": "file", "filename": path, "locking": "off"},
+		"cache": map[string]any{"no-flush": true},
+	}
+	if !readOnly {
+		d["discard"], d["detect-zeroes"] = "unmap", "unmap"
+	}
+	return text(d)
+}
+
+// text is an option in JSON, which needs no escapes of QEMU's own.
+func text(option map[string]any) string {
+	b, err := json.Marshal(option)
+	if err != nil {
+		panic(err) // strings, numbers and booleans are always encodable
+	}
+	return string(b)
+}

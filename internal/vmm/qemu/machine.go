@@ -7,10 +7,9 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"strings"
 	"sync"
-	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/link"
@@ -25,46 +24,23 @@ type machine struct {
 	qmp     *monitor
 	console *console
 	stderr  tail
+	link    *net.UnixConn // host end of the guest's channel
 
-	done    chan struct{}
-	mu      sync.Mutex
-	killed  bool
-	err     error // why it ended
-	dialing sync.Mutex
-	conn    net.Conn
-	session *link.Session
+	done   chan struct{}
+	mu     sync.Mutex
+	killed bool
+	err    error // why it ended
+
+	dialing  chan struct{} // holds one token; its holder may use what follows
+	session  *link.Session
+	captured bool
 }
 
-// wait reaps the process and says why it ended.
-func (m *machine) wait() {
-	err := m.cmd.Wait()
-	m.mu.Lock()
-	if err != nil && !m.killed {
-		m.err = m.failure(err)
+func newMachine(cfg vmm.Config, mem memory, console *console, link *net.UnixConn) *machine {
+	return &machine{
+		cfg: cfg, memory: mem, console: console, link: link,
+		done: make(chan struct{}), dialing: make(chan struct{}, 1),
 	}
-	m.mu.Unlock()
-	m.qmp.close()
-	m.console.Close()
-	close(m.done)
-}
-
-func (m *machine) failure(err error) error {
-	if text := m.stderr.String(); text != "" {
-		return fmt.Errorf("QEMU ended: %w: %s", err, text)
-	}
-	return fmt.Errorf("QEMU ended: %w", err)
-}
-
-// explain replaces an error that only says that QEMU is gone by what QEMU said.
-func (m *machine) explain(err error) error {
-	if !errors.Is(err, errMonitor) {
-		return err
-	}
-	<-m.done
-	if m.Err() == nil {
-		return err
-	}
-	return m.Err()
 }
 
 // PID implements [vmm.Machine].
@@ -81,204 +57,137 @@ func (m *machine) Err() error {
 }
 
 // ConsoleLog implements [vmm.Machine].
-func (m *machine) ConsoleLog() string { return m.console.path }
+func (m *machine) ConsoleLog() string { return m.console.path() }
 
 // Pause implements [vmm.Machine].
-func (m *machine) Pause(ctx context.Context) error { return m.explain(m.qmp.run(ctx, "stop", nil)) }
+func (m *machine) Pause(ctx context.Context) error { return m.qmp.run(ctx, "stop", nil) }
 
 // Resume implements [vmm.Machine].
-func (m *machine) Resume(ctx context.Context) error { return m.explain(m.qmp.run(ctx, "cont", nil)) }
+func (m *machine) Resume(ctx context.Context) error { return m.qmp.run(ctx, "cont", nil) }
 
-// Dial implements [vmm.Machine]. All connections share one link over the guest's channel,
-// which is made anew when it has ended.
+// Dial implements [vmm.Machine]. All connections share one session of the link, which is
+// made anew when it has ended.
 func (m *machine) Dial(ctx context.Context) (net.Conn, error) {
-	session, err := m.link(ctx)
+	session, err := m.linked(ctx)
 	if err != nil {
-		return nil, m.gone(ctx, err)
+		return nil, m.gone(err)
 	}
 	conn, err := session.Open(ctx)
 	if err != nil {
-		return nil, m.gone(ctx, err)
+		return nil, m.gone(err)
 	}
 	return conn, nil
 }
 
-func (m *machine) link(ctx context.Context) (*link.Session, error) {
-	m.dialing.Lock()
-	defer m.dialing.Unlock()
+// linked returns the session of the link. One caller at a time makes it.
+func (m *machine) linked(ctx context.Context) (*link.Session, error) {
+	select {
+	case m.dialing <- struct{}{}:
+		defer func() { <-m.dialing }()
+	case <-m.done:
+		return nil, net.ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if m.captured {
+		return nil, kiln.Errorf(kiln.CodeConflict, "machine %s was captured and takes no connections", m.cfg.ID)
+	}
 	if m.session != nil {
 		select {
 		case <-m.session.Done():
-			m.hangUp()
+			_ = m.session.Close() // its end is known; the next one starts afresh
 		default:
 			return m.session, nil
 		}
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go func() { // a VMM that ends ends the attempt
-		select {
-		case <-m.done:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(m.cfg.Dir, guestSocket))
+	session, err := link.Dial(ctx, m.link)
 	if err != nil {
 		return nil, err
 	}
-	session, err := link.Dial(ctx, conn)
-	if err != nil {
-		conn.Close()
-		return nil, err
-	}
-	m.conn, m.session = conn, session
+	m.session = session
 	return session, nil
 }
 
-// hangUp ends the link. m.dialing is held.
-func (m *machine) hangUp() {
-	if m.session == nil {
-		return
-	}
-	_ = m.session.Close() // the connection below goes next
-	m.conn.Close()
-	m.session, m.conn = nil, nil
-}
-
-// gone prefers the end of the VMM over the failure of a connection as an explanation.
-func (m *machine) gone(ctx context.Context, err error) error {
+// gone prefers the end of the machine over the failure of a connection as an explanation.
+func (m *machine) gone(err error) error {
 	select {
-	case <-m.done:
-		if m.Err() != nil {
-			return m.Err()
-		}
-		return kiln.Errorf(kiln.CodeUnavailable, "the virtual machine has ended")
+	case <-m.qmp.ended:
+		<-m.done
 	default:
+		return err
 	}
-	if ctx.Err() != nil {
-		return ctx.Err()
+	if why := m.Err(); why != nil {
+		return fmt.Errorf("machine %s: %w", m.cfg.ID, why)
 	}
-	return err
+	return kiln.Errorf(kiln.CodeUnavailable, "the virtual machine %s has ended", m.cfg.ID)
 }
 
 // Capture implements [vmm.Machine].
 func (m *machine) Capture(ctx context.Context, s vmm.State) error {
-	if m.memory.path == "" || !m.memory.shared {
+	if !m.memory.shared {
 		return kiln.Errorf(kiln.CodeInvalid, "machine %s was not booted to be captured", m.cfg.ID)
 	}
-	m.dialing.Lock()
-	m.hangUp()
-	m.dialing.Unlock()
+	if err := m.capture(ctx, s); err != nil {
+		return fmt.Errorf("capture %s: %w", m.cfg.ID, m.gone(err))
+	}
+	return nil
+}
+
+func (m *machine) capture(ctx context.Context, s vmm.State) error {
+	if err := m.unlink(ctx); err != nil {
+		return err
+	}
 	if err := m.save(ctx, s.State); err != nil {
-		return fmt.Errorf("capture %s: %w", m.cfg.ID, m.explain(err))
+		_ = os.Remove(s.State)
+		return err
 	}
 	if s.Memory == m.memory.path {
 		return nil
 	}
-	if err := os.Rename(m.memory.path, s.Memory); err != nil {
-		return fmt.Errorf("capture %s: %w", m.cfg.ID, err)
-	}
-	return nil
+	return os.Rename(m.memory.path, s.Memory)
 }
 
-// save writes the state of CPUs and devices, without memory, to path.
-func (m *machine) save(ctx context.Context, path string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := m.ignoreShared(ctx); err != nil {
-		return err
-	}
-	if err := m.handOver(ctx, f); err != nil {
-		return err
-	}
-	if err := m.qmp.run(ctx, "migrate", map[string]any{"uri": "fd:" + stateName}); err != nil {
-		return err
-	}
-	if err := m.qmp.awaitMigration(ctx); err != nil {
-		return err
-	}
-	return f.Sync()
-}
-
-// load reads a state into a machine that waits for it; it stays paused.
-func (m *machine) load(ctx context.Context, path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := m.ignoreShared(ctx); err != nil {
-		return err
-	}
-	if err := m.handOver(ctx, f); err != nil {
-		return err
-	}
-	if err := m.qmp.run(ctx, "migrate-incoming", map[string]any{"uri": "fd:" + stateName}); err != nil {
-		return err
-	}
-	return m.qmp.awaitMigration(ctx)
-}
-
-// stateName is under what name QEMU knows the descriptor of the state file.
-const stateName = "state"
-
-func (m *machine) handOver(ctx context.Context, f *os.File) error {
-	return m.qmp.runWithFile(ctx, "getfd", map[string]any{"fdname": stateName}, f)
-}
-
-func (m *machine) ignoreShared(ctx context.Context) error {
-	capability := func(name string) map[string]any { return map[string]any{"capability": name, "state": true} }
-	return m.qmp.run(ctx, "migrate-set-capabilities", map[string]any{
-		"capabilities": []any{capability("x-ignore-shared"), capability("events")},
-	})
-}
-
-// Kill implements [vmm.Machine].
-func (m *machine) Kill() error {
-	m.mu.Lock()
-	m.killed = true
-	m.mu.Unlock()
+// unlink ends all connections and waits until QEMU takes nothing more from the guest's
+// channel: a paused guest is still given what is on its way, and memory and device state,
+// saved one after the other, would disagree. What stays in the socket is lost, as the link
+// expects. The guest is not told: for it the next host just follows.
+func (m *machine) unlink(ctx context.Context) error {
 	select {
-	case <-m.done: // its number may belong to another process by now
-	default:
-		if err := syscall.Kill(-m.cmd.Process.Pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return fmt.Errorf("kill VMM %d: %w", m.cmd.Process.Pid, err)
-		}
-		<-m.done
+	case m.dialing <- struct{}{}:
+		defer func() { <-m.dialing }()
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	m.dialing.Lock()
-	m.hangUp()
-	m.dialing.Unlock()
-	if err := os.Remove(filepath.Join(m.cfg.Dir, guestSocket)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	m.captured = true
+	if m.session != nil {
+		_ = m.session.Close() // ended either way
+		m.session = nil
+	}
+	// QEMU's main loop reads the channel as long as the guest has buffers, and answers
+	// commands in between.
+	for calm, last := 0, -1; calm < 3; {
+		if err := m.qmp.run(ctx, "query-status", nil); err != nil {
+			return err
+		}
+		unread, err := unreadBytes(m.link)
+		if err != nil {
+			return err
+		}
+		if calm++; unread != last {
+			calm, last = 0, unread
+		}
 	}
 	return nil
 }
 
-// tail keeps the end of what QEMU writes to standard error.
-type tail struct {
-	mu   sync.Mutex
-	text []byte
-}
-
-const maxTail = 2 << 10
-
-func (t *tail) Write(b []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.text = append(t.text, b...)
-	if over := len(t.text) - maxTail; over > 0 {
-		t.text = append(t.text[:0], t.text[over:]...)
+// unreadBytes returns how much of what was written to c its peer has yet to read, in the
+// kernel's accounting.
+func unreadBytes(c *net.UnixConn) (int, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
 	}
-	return len(b), nil
-}
-
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return strings.TrimSpace(string(t.text))
+	n, nerr := 0, error(nil)
+	err = raw.Control(func(fd uintptr) { n, nerr = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	return n, errors.Join(err, nerr)
 }

@@ -9,32 +9,34 @@ import (
 	"net"
 	"os"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// monitor speaks QMP, QEMU's JSON protocol ("QEMU Machine Protocol Specification"): one
-// command at a time, answers in order, events in between.
+// monitor speaks QMP, QEMU's JSON protocol ("QEMU Machine Protocol Specification"):
+// commands are answered in their order, and events come in between.
 type monitor struct {
-	conn *net.UnixConn
-
-	command sync.Mutex // held from a command to its answer
-	answers chan answer
+	conn    *net.UnixConn
 	greeted chan struct{}
+	ended   chan struct{} // closed when everything that QEMU sent has been read
 
-	mu     sync.Mutex
-	events map[string]int // how often each event has come
-	status string         // of the last MIGRATION event
-	signal chan struct{}  // closed and replaced with every event
-	err    error          // why the connection ended
+	mu       sync.Mutex
+	waiting  []chan answer // for answers, in the order of commands
+	closed   bool          // nothing will be answered any more
+	changed  chan struct{} // closed and replaced with every event
+	status   string        // of the last MIGRATION event
+	shutdown string        // reason of the SHUTDOWN event
+}
+
+type command struct {
+	Execute   string `json:"execute"`
+	Arguments any    `json:"arguments,omitempty"`
 }
 
 type answer struct {
 	Return json.RawMessage `json:"return"`
 	Error  *struct {
-		Class string `json:"class"`
-		Desc  string `json:"desc"`
+		Desc string `json:"desc"`
 	} `json:"error"`
 }
 
@@ -44,6 +46,7 @@ type message struct {
 	Event    string          `json:"event"`
 	Data     struct {
 		Status string `json:"status"`
+		Reason string `json:"reason"`
 	} `json:"data"`
 }
 
@@ -51,71 +54,77 @@ var errMonitor = errors.New("QEMU closed its monitor")
 
 func newMonitor(conn *net.UnixConn) *monitor {
 	m := &monitor{
-		conn: conn, answers: make(chan answer, 1), greeted: make(chan struct{}),
-		events: map[string]int{}, signal: make(chan struct{}),
+		conn: conn, greeted: make(chan struct{}), ended: make(chan struct{}), changed: make(chan struct{}),
 	}
 	go m.read()
 	return m
 }
 
 func (m *monitor) read() {
+	defer close(m.ended)
+	defer m.conn.Close()
 	dec := json.NewDecoder(bufio.NewReader(m.conn))
 	for {
 		var msg message
 		if err := dec.Decode(&msg); err != nil {
-			m.mu.Lock()
-			m.err = errMonitor
-			close(m.signal)
-			m.mu.Unlock()
-			close(m.answers)
+			m.hangUp()
 			return
 		}
 		switch {
 		case msg.Greeting != nil:
 			close(m.greeted)
 		case msg.Event != "":
-			m.mu.Lock()
-			m.events[msg.Event]++
-			if msg.Event == "MIGRATION" {
-				m.status = msg.Data.Status
-			}
-			close(m.signal)
-			m.signal = make(chan struct{})
-			m.mu.Unlock()
+			m.note(msg)
 		default:
-			m.answers <- msg.answer
+			m.give(msg.answer)
 		}
 	}
+}
+
+// note remembers an event.
+func (m *monitor) note(msg message) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch msg.Event {
+	case "MIGRATION":
+		m.status = msg.Data.Status
+	case "SHUTDOWN":
+		m.shutdown = msg.Data.Reason
+	}
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+// give hands an answer to whoever has waited longest.
+func (m *monitor) give(a answer) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.waiting) > 0 {
+		m.waiting[0] <- a
+		m.waiting = m.waiting[1:]
+	}
+}
+
+func (m *monitor) hangUp() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closed = true
+	for _, w := range m.waiting {
+		close(w)
+	}
+	m.waiting = nil
 }
 
 // greet waits for QEMU's greeting and leaves the negotiation mode.
 func (m *monitor) greet(ctx context.Context) error {
 	select {
 	case <-m.greeted:
-	case <-m.ended():
+		return m.run(ctx, "qmp_capabilities", nil)
+	case <-m.ended:
 		return errMonitor
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	return m.run(ctx, "qmp_capabilities", nil)
-}
-
-// ended is closed when the connection has ended.
-func (m *monitor) ended() <-chan struct{} {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			m.mu.Lock()
-			signal, err := m.signal, m.err
-			m.mu.Unlock()
-			if err != nil {
-				return
-			}
-			<-signal
-		}
-	}()
-	return done
 }
 
 // run sends a command and waits for its answer.
@@ -123,89 +132,78 @@ func (m *monitor) run(ctx context.Context, name string, arguments any) error {
 	return m.runWithFile(ctx, name, arguments, nil)
 }
 
-// runWithFile is run with a descriptor attached, which QEMU keeps a copy of.
+// runWithFile is run with a descriptor attached, which QEMU keeps a copy of. When ctx
+// ends first the command may still take effect.
 func (m *monitor) runWithFile(ctx context.Context, name string, arguments any, file *os.File) error {
-	request := map[string]any{"execute": name}
-	if arguments != nil {
-		request["arguments"] = arguments
-	}
-	line, err := json.Marshal(request)
-	if err != nil {
+	if err := ctx.Err(); err != nil {
 		return err
+	}
+	reply, err := m.send(command{Execute: name, Arguments: arguments}, file)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	select {
+	case a, ok := <-reply:
+		switch {
+		case !ok:
+			return fmt.Errorf("%s: %w", name, errMonitor)
+		case a.Error != nil:
+			return fmt.Errorf("QEMU refuses %s: %s", name, a.Error.Desc)
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%s: %w", name, ctx.Err())
+	}
+}
+
+// send writes a command and returns where its answer will be.
+func (m *monitor) send(c command, file *os.File) (<-chan answer, error) {
+	line, err := json.Marshal(c)
+	if err != nil {
+		return nil, err
 	}
 	var rights []byte
 	if file != nil {
 		rights = unix.UnixRights(int(file.Fd()))
 	}
-	m.command.Lock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil, errMonitor
+	}
 	if _, _, err := m.conn.WriteMsgUnix(append(line, '\n'), rights, nil); err != nil {
-		m.command.Unlock()
-		return fmt.Errorf("%s: %w", name, errMonitor)
+		return nil, errMonitor
 	}
-	done := make(chan error, 1)
-	go func() {
-		defer m.command.Unlock()
-		a, ok := <-m.answers
-		switch {
-		case !ok:
-			done <- fmt.Errorf("%s: %w", name, errMonitor)
-		case a.Error != nil:
-			done <- fmt.Errorf("%s: %s", name, a.Error.Desc)
-		default:
-			done <- nil
-		}
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("%s: %w", name, ctx.Err())
-	}
+	reply := make(chan answer, 1)
+	m.waiting = append(m.waiting, reply)
+	return reply, nil
 }
 
 // awaitMigration waits until a migration, in or out, has completed.
 func (m *monitor) awaitMigration(ctx context.Context) error {
 	for {
 		m.mu.Lock()
-		signal, status, err := m.signal, m.status, m.err
+		changed, status := m.changed, m.status
 		m.mu.Unlock()
-		switch {
-		case status == "completed":
+		switch status {
+		case "completed":
 			return nil
-		case status == "failed":
-			return errors.New("QEMU could not load or save the machine's state")
-		case err != nil:
-			return err
+		case "failed", "cancelled":
+			return errors.New("QEMU could not transfer the machine's state")
 		}
 		select {
-		case <-signal:
+		case <-changed:
+		case <-m.ended:
+			return errMonitor
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 }
 
-func (m *monitor) close() { m.conn.Close() }
-
-// socketpair returns a connection and its other end as a file to inherit.
-func socketpair() (ours *net.UnixConn, theirs *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, os.NewSyscallError("socketpair", err)
-	}
-	theirs = os.NewFile(uintptr(fds[1]), "qmp")
-	mine := os.NewFile(uintptr(fds[0]), "qmp")
-	defer mine.Close()
-	conn, err := net.FileConn(mine)
-	if err != nil {
-		theirs.Close()
-		return nil, nil, err
-	}
-	unixConn, ok := conn.(*net.UnixConn)
-	if !ok {
-		conn.Close()
-		theirs.Close()
-		return nil, nil, syscall.ENOTSOCK
-	}
-	return unixConn, theirs, nil
+// shutdownReason returns why QEMU said it shuts down, or "".
+func (m *monitor) shutdownReason() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.shutdown
 }

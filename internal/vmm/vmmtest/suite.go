@@ -264,16 +264,6 @@ func (s *suite) refusals(t *testing.T) {
 			t.Errorf("the error does not name the disk: %v", err)
 		}
 	})
-	t.Run("folder too long for sockets", func(t *testing.T) {
-		cfg := s.config(t, "long")
-		cfg.Dir = filepath.Join(cfg.Dir, strings.Repeat("d", 100))
-		must(t, os.Mkdir(cfg.Dir, 0o700))
-		m, err := s.driver.Boot(t.Context(), cfg)
-		if err == nil {
-			m.Kill()
-			t.Fatal("Boot succeeded")
-		}
-	})
 	t.Run("a guest that panics ends", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
