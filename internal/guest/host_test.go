@@ -114,19 +114,6 @@ func TestHazard04IdentityDiffersBetweenClones(t *testing.T) {
 	}
 }
 
-func TestHazard03ClockStepsInBothDirections(t *testing.T) {
-	// The daemon's own clock must not matter: what the host says is set, whatever it is.
-	c, d := start(t)
-	for range 2 {
-		if err := c.SetIdentity(t.Context(), kiln.Identity{}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if n := len(d.System.Calls().Clocks); n != 2 {
-		t.Errorf("the clock was set %d times of 2", n)
-	}
-}
-
 func TestHazard06QuiesceRefusesOpenConnections(t *testing.T) {
 	c, d := start(t)
 	if err := c.Quiesce(t.Context()); err != nil || d.System.Calls().Syncs != 1 {

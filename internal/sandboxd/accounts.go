@@ -1,16 +1,16 @@
 package sandboxd
 
 import (
-	"bufio"
 	"errors"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 
 	"connectrpc.com/connect"
+
+	"github.com/kilnvm/kiln/internal/sandboxd/imagefile"
 )
 
 // account is whom a command runs as.
@@ -137,22 +137,19 @@ func (a accounts) groups() ([]groupEntry, error) {
 // scan calls each for every well-formed line of a colon-separated file. A missing file has
 // no lines.
 func (a accounts) scan(name string, fields int, each func([]string)) error {
-	f, err := os.Open(filepath.Join(a.root, name))
+	text, err := imagefile.Read(filepath.Join(a.root, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		if parts := strings.Split(strings.TrimSpace(lines.Text()), ":"); len(parts) >= fields {
+	for line := range strings.Lines(string(text)) {
+		if parts := strings.Split(strings.TrimSpace(line), ":"); len(parts) >= fields {
 			each(parts)
 		}
 	}
-	return lines.Err()
+	return nil
 }
 
 func parseID(s string) (uint32, bool) {

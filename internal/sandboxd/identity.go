@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/kilnvm/kiln/internal/sandboxd/imagefile"
 )
 
 // becomeMachine gives the machine a name and replaces every ID that says which machine
@@ -39,21 +41,18 @@ const loopbackName = "127.0.1.1"
 
 func (s *Server) writeHostname(name string) error {
 	etc := filepath.Join(s.root, "etc")
-	if err := os.MkdirAll(etc, 0o755); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(etc, "hostname"), []byte(name+"\n"), 0o644); err != nil {
+	if err := imagefile.Write(filepath.Join(etc, "hostname"), []byte(name+"\n"), 0o644); err != nil {
 		return err
 	}
 	hosts := filepath.Join(etc, "hosts")
-	old, err := os.ReadFile(hosts)
+	old, err := imagefile.Read(hosts)
 	if errors.Is(err, fs.ErrNotExist) {
 		old, err = []byte("127.0.0.1\tlocalhost\n::1\tlocalhost\n"), nil
 	}
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(hosts, withHost(old, name), 0o644)
+	return imagefile.Write(hosts, withHost(old, name), 0o644)
 }
 
 // withHost returns the hosts file with name as the only one of loopbackName.
@@ -79,14 +78,14 @@ func (s *Server) writeMachineID() error {
 	text := []byte(hex.EncodeToString(id[:]) + "\n")
 	path := filepath.Join(s.root, "etc/machine-id")
 	// systemd makes it read-only for all; root may write it all the same.
-	if err := os.WriteFile(path, text, 0o444); err != nil {
+	if err := imagefile.Write(path, text, 0o444); err != nil {
 		return err
 	}
 	dbus := filepath.Join(s.root, "var/lib/dbus/machine-id")
 	if info, err := os.Lstat(dbus); err != nil || !info.Mode().IsRegular() {
 		return nil
 	}
-	return os.WriteFile(dbus, text, 0o444)
+	return imagefile.Write(dbus, text, 0o444)
 }
 
 // uuid returns a random UUID (RFC 9562 version 4).

@@ -309,6 +309,24 @@ func TestInit(t *testing.T) {
 	}
 }
 
+// TestHazard03InitStepsTheClockEitherWay: the snapshot may be older or newer than the
+// host's time by any amount; the first word of the host after a restore counts.
+func TestHazard03InitStepsTheClockEitherWay(t *testing.T) {
+	for _, years := range []int{-10, 10} {
+		d := sandboxdtest.Start(t)
+		if status := initDaemon(t, d, `{"imageEnv":{},"defaultUser":"root"}`); status != 204 { // before the capture
+			t.Fatal(status)
+		}
+		want := time.Now().AddDate(years, 0, 0).UTC()
+		if status := initDaemon(t, d, `{"timestamp":"`+want.Format(time.RFC3339Nano)+`"}`); status != 204 {
+			t.Fatal(status)
+		}
+		if clocks := d.System.Calls().Clocks; len(clocks) != 1 || !clocks[0].Equal(want) {
+			t.Errorf("%d years: clock set to %v, want %v", years, clocks, want)
+		}
+	}
+}
+
 func TestHealthMetricsAndUnknown(t *testing.T) {
 	d := sandboxdtest.Start(t)
 	if status, _, body := send(t, request(t, "GET", d.URL+"/health", "")); status != 204 || body != "" {
