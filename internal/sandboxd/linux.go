@@ -95,9 +95,9 @@ func (Linux) Reload(pidFile, command string) error {
 	if err != nil || pid <= 1 {
 		return fmt.Errorf("%s does not hold a process number", pidFile)
 	}
-	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-	if err != nil || strings.TrimSpace(string(comm)) != command {
-		return nil // a stale file
+	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if strings.TrimSpace(string(comm)) != command {
+		return nil // the file is stale: the process has ended, and another may have its number
 	}
 	return unix.Kill(pid, unix.SIGHUP)
 }
