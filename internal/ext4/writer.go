@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sort"
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/extsort"
@@ -206,10 +207,13 @@ func (w *writer) writeGroups() {
 func (w *writer) eachHoleIn(i uint32, f func(from, to uint64)) {
 	start := uint64(i) * uint64(w.geo.blocksPerGroup)
 	end := start + w.geo.groupBlocks(i)
-	for _, h := range w.holes {
-		if from, to := max(h.from, start), min(h.to, end); from < to {
-			f(from-start, to-start)
+	first := sort.Search(len(w.holes), func(k int) bool { return w.holes[k].to > start })
+	for _, h := range w.holes[first:] {
+		from, to := max(h.from, start), min(h.to, end)
+		if from >= to {
+			break
 		}
+		f(from-start, to-start)
 	}
 }
 
