@@ -72,7 +72,11 @@ func (a *app) upload(ctx context.Context, g *guest.Client, local, remote string)
 // mode of new files, and the user is told.
 func (a *app) setMode(ctx context.Context, g *guest.Client, target string, mode fs.FileMode) error {
 	var stderr strings.Builder
-	exit, err := g.Run(ctx, guest.Command{Args: []string{"chmod", fmt.Sprintf("%04o", mode.Perm()), target}, Stderr: &stderr})
+	exit, err := g.Run(ctx, guest.Command{
+		Args:   []string{"chmod", fmt.Sprintf("%04o", mode.Perm()), target},
+		User:   "root", // the daemon writes where the template's user may not look
+		Stderr: &stderr,
+	})
 	if err != nil {
 		return err
 	}
@@ -281,6 +285,9 @@ func saveFile(name string, mode fs.FileMode, content io.Reader) (err error) {
 	return nil
 }
 
+// maxPadding is more than what tar adds to fill its last record, in bytes.
+const maxPadding = 1 << 20
+
 // downloadDir unpacks what a tar in the sandbox sends. The sandbox may send anything, so
 // it goes through the same unpacker as build contexts, which leaves its folder never.
 func (a *app) downloadDir(ctx context.Context, g *guest.Client, remote, local string) error {
@@ -291,6 +298,9 @@ func (a *app) downloadDir(ctx context.Context, g *guest.Client, remote, local st
 	unpacked := make(chan error, 1)
 	go func() {
 		err := source.Unpack(ctx, r, local, source.Limits{})
+		if err == nil {
+			_, err = io.Copy(io.Discard, io.LimitReader(r, maxPadding))
+		}
 		r.CloseWithError(err) // ends the tar in the sandbox, which writes for nobody
 		unpacked <- err
 	}()
