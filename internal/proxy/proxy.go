@@ -115,6 +115,7 @@ func (h *handler) forward(w http.ResponseWriter, r *http.Request, id string, tra
 		},
 		Transport:     transport,
 		FlushInterval: -1, // what a command prints is wanted now
+		ErrorLog:      slog.NewLogLogger(h.Log.Handler(), slog.LevelDebug),
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			if r.Context().Err() == nil {
 				h.Log.DebugContext(r.Context(), "sandbox request", "sandbox", id, "err", err)
