@@ -82,10 +82,15 @@ func (s *Server) writeMachineID() error {
 		return err
 	}
 	dbus := filepath.Join(s.root, "var/lib/dbus/machine-id")
-	if info, err := os.Lstat(dbus); err != nil || !info.Mode().IsRegular() {
+	if !isRegular(dbus) {
 		return nil
 	}
 	return imagefile.Write(dbus, text, 0o444)
+}
+
+func isRegular(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.Mode().IsRegular()
 }
 
 // uuid returns a random UUID (RFC 9562 version 4).

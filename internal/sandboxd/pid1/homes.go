@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kilnvm/kiln/internal/sandboxd/imagefile"
 )
 
 // agentSkeleton is what the home of an agent starts with: the rootfs stage puts the
@@ -31,7 +33,7 @@ type user struct {
 // seedHomes fills the home of every regular user that has none, or an empty one, from the
 // agent skeleton.
 func seedHomes(log *slog.Logger) {
-	passwd, err := readSmall("/etc/passwd")
+	passwd, err := imagefile.Read("/etc/passwd")
 	if err != nil {
 		log.Info("no users to provide with a home", "error", err)
 		return

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kilnvm/kiln/internal/sandboxd/imagefile"
 )
 
 // bootHostname is the name of a VM that has no identity yet.
@@ -93,51 +95,10 @@ func raiseLoopback() error {
 // builders leave it empty, because they mount their own over it.
 func writeHosts() error {
 	const path = "/etc/hosts"
-	content, err := readSmall(path)
+	content, err := imagefile.Read(path)
 	if err == nil && strings.TrimSpace(string(content)) != "" {
 		return nil
 	}
-	if err := ensureDir("/etc", 0o755); err != nil {
-		return err
-	}
 	hosts := fmt.Sprintf("127.0.0.1\tlocalhost\n127.0.1.1\t%s\n::1\tlocalhost ip6-localhost ip6-loopback\n", bootHostname)
-	return replaceFile(path, []byte(hosts), 0o644)
-}
-
-// maxSmall bounds what is read of a file that the image made.
-const maxSmall = 1 << 20
-
-// readSmall reads a regular file of the image. It neither waits for the writer of a FIFO nor
-// reads a file of absurd size.
-func readSmall(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() || info.Size() > maxSmall {
-		return nil, fmt.Errorf("%s: not a small regular file", path)
-	}
-	content := make([]byte, info.Size())
-	n, err := f.ReadAt(content, 0)
-	if int64(n) < info.Size() {
-		return nil, fmt.Errorf("read %s: %w", path, err)
-	}
-	return content, nil
-}
-
-// replaceFile puts a new file at path, whatever is there now, unless it is a directory.
-func replaceFile(path string, content []byte, mode fs.FileMode) error {
-	tmp := path + ".kiln"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := os.WriteFile(tmp, content, mode); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
+	return imagefile.Write(path, []byte(hosts), 0o644)
 }
