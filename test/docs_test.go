@@ -110,6 +110,42 @@ func matchOutput(want []string, got string) bool {
 	return regexp.MustCompile(pattern.String()).MatchString(got)
 }
 
+// TestDocuments runs every example of the guides against a real server.
+func TestDocuments(t *testing.T) {
+	s := newServer(t)
+	dir := t.TempDir()
+	if err := os.CopyFS(filepath.Join(dir, "examples"), os.DirFS("../examples")); err != nil {
+		t.Fatal(err)
+	}
+	runTranscripts(t, dir, s.env(), "../docs/templates.md", "../docs/sandboxes.md")
+}
+
+// TestReadmeCommands holds the commands of the README against what exists.
+func TestReadmeCommands(t *testing.T) {
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	makefile, err := os.ReadFile("../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	targets := regexp.MustCompile(`(?m)^make ([a-z]+)`).FindAllStringSubmatch(string(readme), -1)
+	if len(targets) < 3 {
+		t.Errorf("the README names %d make targets", len(targets))
+	}
+	for _, m := range targets {
+		if !strings.Contains(string(makefile), "\n"+m[1]+":") {
+			t.Errorf("the README says `make %s`, which the Makefile does not have", m[1])
+		}
+	}
+	for _, m := range regexp.MustCompile(`\]\(([^)]+)\)`).FindAllStringSubmatch(string(readme), -1) {
+		if _, err := os.Stat(filepath.Join("..", m[1])); err != nil {
+			t.Errorf("the README links to what is not there: %v", err)
+		}
+	}
+}
+
 func TestMatchOutput(t *testing.T) {
 	for _, c := range []struct {
 		want []string
