@@ -163,7 +163,7 @@ func setUser(h http.Header, user string) {
 func (p *Process) pump(ctx context.Context, stream *connect.ServerStreamForClient[process.StartResponse]) {
 	defer close(p.done)
 	defer p.cancel()
-	defer stream.Close()
+	defer func() { _ = stream.Close() }()
 	var end *process.ProcessEvent_EndEvent
 	for stream.Receive() {
 		switch event := stream.Msg().GetEvent().GetEvent().(type) {

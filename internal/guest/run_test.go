@@ -444,15 +444,44 @@ func TestProcessSignals(t *testing.T) {
 	}
 }
 
+// cable is a connection to a daemon that can be cut, as the end of its VM does.
+type cable struct {
+	daemon *sandboxdtest.Daemon
+	mu     sync.Mutex
+	conns  []net.Conn
+	cut    bool
+}
+
+func (c *cable) dial(ctx context.Context) (net.Conn, error) {
+	conn, err := c.daemon.Dial(ctx)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cut {
+		return nil, errors.New("the machine is off")
+	}
+	c.conns = append(c.conns, conn)
+	return conn, err
+}
+
+func (c *cable) pull() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cut = true
+	for _, conn := range c.conns {
+		conn.Close()
+	}
+}
+
 func TestGoneSandbox(t *testing.T) {
-	c, d := start(t)
+	cable := &cable{daemon: sandboxdtest.Start(t)}
+	c := guest.New(cable.dial)
 	out, show := io.Pipe()
 	p, err := c.Start(t.Context(), guest.Command{Args: []string{"sh", "-c", "echo up; sleep 1000"}, Stdout: show})
 	if err != nil {
 		t.Fatal(err)
 	}
 	newExpecter(out).until(t, "up")
-	d.Stop()
+	cable.pull()
 	_, waitErr := p.Wait(t.Context())
 	_, runErr := c.Run(t.Context(), guest.Command{Args: []string{"true"}})
 	_, readErr := c.ReadFile(t.Context(), "/etc/hostname")

@@ -108,10 +108,28 @@ func forward(ctx context.Context, r *running, from *follower, header http.Header
 		case <-silence.C:
 			event = &process.ProcessEvent{Event: &process.ProcessEvent_Keepalive{Keepalive: &process.ProcessEvent_KeepAlive{}}}
 		case <-ctx.Done():
-			return contextError(ctx)
+			return sendRest(ctx, from, send)
 		}
 		if err := send(event); err != nil {
 			return err
+		}
+	}
+}
+
+// sendRest sends what is at hand when ctx has ended: maybe the end of the process, which
+// the end of the daemon or the deadline has brought about.
+func sendRest(ctx context.Context, from *follower, send func(*process.ProcessEvent) error) error {
+	for {
+		select {
+		case event, more := <-from.events:
+			if !more {
+				return nil
+			}
+			if err := send(event); err != nil {
+				return err
+			}
+		default:
+			return contextError(ctx)
 		}
 	}
 }

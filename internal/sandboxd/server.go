@@ -2,7 +2,6 @@ package sandboxd
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -92,27 +91,33 @@ func (s *Server) Handler() http.Handler {
 	return s.authenticate(mux)
 }
 
-// Serve answers requests on ln until ctx ends, then kills the commands that are still
-// running and waits for them. It returns nil after ctx has ended.
+// lastWords is how long answers that are under way may take when serving ends.
+const lastWords = time.Second
+
+// Serve answers requests on ln until ctx ends. Then it kills the commands that are still
+// running, tells those who follow them, and returns nil.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	// Requests live on for a moment, to hear how their commands have ended.
+	requests, endRequests := context.WithCancel(context.WithoutCancel(ctx))
 	server := &http.Server{
 		Handler:           s.Handler(),
 		ReadHeaderTimeout: 30 * time.Second,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-		// Streams end with ctx, so that closing the server waits for none of them.
-		BaseContext: func(net.Listener) context.Context { return ctx },
+		BaseContext:       func(net.Listener) context.Context { return requests },
 	}
-	closed := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() { defer close(closed); _ = server.Close() })
-	err := server.Serve(ln)
-	if !stop() {
-		<-closed
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ln) }()
+	var err error
+	select {
+	case err = <-served:
+	case <-ctx.Done():
 	}
-	_ = server.Close()
-	s.watchers.close()
 	s.processes.killAll()
-	if ctx.Err() != nil && errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
+	s.watchers.close()
+	endRequests()
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
+	defer cancel()
+	_ = server.Shutdown(grace)
+	_ = server.Close()
 	return err
 }

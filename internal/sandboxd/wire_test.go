@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -169,7 +170,7 @@ func (s *stream) rest() (output map[string]string, end map[string]any) {
 			if flags, text := s.next(); flags != 2 || text != "{}" {
 				s.t.Fatalf("end frame: flags %d, %q", flags, text)
 			}
-			if _, err := s.r.ReadByte(); err != io.EOF {
+			if _, err := s.r.ReadByte(); !errors.Is(err, io.EOF) {
 				s.t.Fatalf("after the end frame: %v", err)
 			}
 			return output, fields

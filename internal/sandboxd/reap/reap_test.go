@@ -3,6 +3,7 @@ package reap
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -122,7 +123,7 @@ func TestSignalGroupReachesEveryMember(t *testing.T) {
 		t.Errorf("ended with %v, %v", state, err)
 	}
 	awaitGone(t, strings.TrimSpace(string(line[:n])))
-	if err := c.SignalGroup(unix.SIGKILL); err != os.ErrProcessDone {
+	if err := c.SignalGroup(unix.SIGKILL); !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("signal after the end: %v", err)
 	}
 }

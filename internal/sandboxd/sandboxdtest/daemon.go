@@ -43,7 +43,7 @@ func Start(t testing.TB) *Daemon {
 	}
 	d := &Daemon{Root: rootDir(t), System: &System{}}
 	d.Home = filepath.Join(d.Root, "home/agent")
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func Start(t testing.TB) *Daemon {
 	return d
 }
 
-// Stop ends the daemon as the end of its VM would. It may be called more than once.
+// Stop ends the daemon in order. It may be called more than once.
 func (d *Daemon) Stop() { d.stop() }
 
 // Dial connects to the daemon.
