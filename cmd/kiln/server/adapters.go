@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"time"
 
@@ -101,7 +102,21 @@ func (s sandboxes) Guest(ctx context.Context, orgID, id string) (api.Guest, erro
 	if _, err := s.Get(ctx, orgID, id); err != nil {
 		return nil, err
 	}
-	return s.Manager.Guest(ctx, id)
+	g, err := s.Manager.Guest(ctx, id)
+	if err != nil {
+		return nil, notRunning(err)
+	}
+	return g, nil
+}
+
+// notRunning says of a sandbox that has ended what is said of one that never was: for
+// whoever wants to use it, it does not exist.
+func notRunning(err error) error {
+	var e *kiln.Error
+	if errors.As(err, &e) && e.Code == kiln.CodeConflict {
+		return &kiln.Error{Code: kiln.CodeNotFound, Message: e.Message, Hint: e.Hint, Err: e}
+	}
+	return err
 }
 
 // daemons finds the daemons of running sandboxes for the proxy.
@@ -114,8 +129,5 @@ func (d daemons) Lookup(ctx context.Context, id string) (string, *guest.Client, 
 		return "", nil, err
 	}
 	g, err := d.Guest(ctx, id)
-	if kiln.CodeOf(err) == kiln.CodeConflict {
-		err = kiln.Errorf(kiln.CodeNotFound, "sandbox %q does not run: %w", id, err)
-	}
-	return sb.OrgID, g, err
+	return sb.OrgID, g, notRunning(err)
 }
