@@ -13,9 +13,9 @@ import (
 
 // ContentStore presents the blobs of the layout at dir in the form in which BuildKit
 // wants them. It is read-only and writes nothing into the folder.
-func ContentStore(dir string) content.Store { return contentStore{layout: layout(dir)} }
+func ContentStore(dir string) content.Store { return contentStore{layout: layoutDir(dir)} }
 
-type contentStore struct{ layout layout }
+type contentStore struct{ layout layoutDir }
 
 func (s contentStore) Info(_ context.Context, d digest.Digest) (content.Info, error) {
 	info, err := s.stat(d)

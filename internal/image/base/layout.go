@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -42,10 +43,10 @@ type Image struct {
 	Manifest ocispec.Descriptor
 }
 
-// layout is an OCI image layout on disk, read-only.
-type layout string
+// layoutDir is an OCI image layout on disk, read-only.
+type layoutDir string
 
-func (l layout) blobPath(d digest.Digest) (string, error) {
+func (l layoutDir) blobPath(d digest.Digest) (string, error) {
 	if err := d.Validate(); err != nil {
 		return "", fmt.Errorf("digest %q: %w", d, err)
 	}
@@ -53,7 +54,7 @@ func (l layout) blobPath(d digest.Digest) (string, error) {
 }
 
 // index reads index.json. A folder that does not exist is an empty layout.
-func (l layout) index() (ocispec.Index, error) {
+func (l layoutDir) index() (ocispec.Index, error) {
 	empty := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
 	var index ocispec.Index
 	err := readJSON(filepath.Join(string(l), ocispec.ImageIndexFile), &index)
@@ -64,7 +65,7 @@ func (l layout) index() (ocispec.Index, error) {
 }
 
 // find returns the image that the layout has under name; ok is false when it has none.
-func (l layout) find(name Name) (img Image, ok bool, err error) {
+func (l layoutDir) find(name Name) (img Image, ok bool, err error) {
 	index, err := l.index()
 	if err != nil {
 		return Image{}, false, fmt.Errorf("image layout %s: %w", l, err)
@@ -97,7 +98,7 @@ func describes(desc ocispec.Descriptor, name Name) bool {
 	return false
 }
 
-func (l layout) load(name Name, desc ocispec.Descriptor) (Image, error) {
+func (l layoutDir) load(name Name, desc ocispec.Descriptor) (Image, error) {
 	origin := desc.Annotations[annotationOrigin]
 	if origin == "" {
 		origin = OriginLayout
@@ -130,7 +131,7 @@ func (l layout) load(name Name, desc ocispec.Descriptor) (Image, error) {
 const maxIndexDepth = 4
 
 // selectPlatform follows indexes down to the manifest for linux/amd64.
-func (l layout) selectPlatform(desc ocispec.Descriptor, depth int) (ocispec.Descriptor, error) {
+func (l layoutDir) selectPlatform(desc ocispec.Descriptor, depth int) (ocispec.Descriptor, error) {
 	if desc.MediaType != ocispec.MediaTypeImageIndex && desc.MediaType != dockerIndexType {
 		return desc, nil
 	}
@@ -162,10 +163,10 @@ func (e *PlatformError) Error() string {
 	if len(e.Have) == 0 {
 		return "is for no platform at all; linux/amd64 is needed"
 	}
-	return fmt.Sprintf("is for %v; linux/amd64 is needed", e.Have)
+	return fmt.Sprintf("is for %s; linux/amd64 is needed", strings.Join(e.Have, ", "))
 }
 
-func (l layout) checkConfig(d digest.Digest) ([]byte, error) {
+func (l layoutDir) checkConfig(d digest.Digest) ([]byte, error) {
 	b, err := l.read(d)
 	if err != nil {
 		return nil, err
@@ -185,7 +186,7 @@ func checkPlatform(config []byte) error {
 }
 
 // checkBlob looks at presence and size only; content is verified when it is unpacked.
-func (l layout) checkBlob(desc ocispec.Descriptor) error {
+func (l layoutDir) checkBlob(desc ocispec.Descriptor) error {
 	path, err := l.blobPath(desc.Digest)
 	if err != nil {
 		return err
@@ -200,7 +201,7 @@ func (l layout) checkBlob(desc ocispec.Descriptor) error {
 	return nil
 }
 
-func (l layout) document(d digest.Digest, into any) error {
+func (l layoutDir) document(d digest.Digest, into any) error {
 	b, err := l.read(d)
 	if err != nil {
 		return err
@@ -212,7 +213,7 @@ func (l layout) document(d digest.Digest, into any) error {
 }
 
 // read returns a small blob after verifying it.
-func (l layout) read(d digest.Digest) ([]byte, error) {
+func (l layoutDir) read(d digest.Digest) ([]byte, error) {
 	path, err := l.blobPath(d)
 	if err != nil {
 		return nil, err

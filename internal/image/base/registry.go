@@ -26,7 +26,7 @@ import (
 // one that stands still ends.
 const (
 	connectTimeout = 3 * time.Second
-	answerTimeout  = 15 * time.Second
+	answerTimeout  = 10 * time.Second
 	stallTimeout   = 30 * time.Second
 	parallelLayers = 4
 )

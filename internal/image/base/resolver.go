@@ -41,7 +41,7 @@ func (r *Resolver) Resolve(ctx context.Context, ref string, pull bool, progress 
 		return Image{}, &NotFoundError{Name: ref, Tried: []error{err}, Missing: true}
 	}
 	for _, dir := range r.Layouts {
-		if img, ok, err := layout(dir).find(name); ok || err != nil {
+		if img, ok, err := layoutDir(dir).find(name); ok || err != nil {
 			return img, asNotFound(name, err)
 		}
 	}
@@ -76,16 +76,20 @@ func (r *Resolver) obtain(ctx context.Context, name Name, fresh bool, progress k
 	failure := &NotFoundError{Name: name.String(), Missing: answered(err), Tried: []error{
 		fmt.Errorf("not among the local images in %s", r.Store.Dir()), err,
 	}}
-	if failure.Missing || ctx.Err() != nil {
+	if ctx.Err() != nil {
 		return Image{}, failure
 	}
 	if !r.Bootstrap.Supports(name) {
+		if failure.Missing {
+			return Image{}, failure
+		}
 		failure.Tried = append(failure.Tried, fmt.Errorf("cannot be made from a package archive (only %s can)", r.Bootstrap.Names()))
 		return Image{}, failure
 	}
 	progress.Log(kiln.StageImage, fmt.Sprintf("%s: %v", name, err))
 	img, err = r.Bootstrap.Bootstrap(ctx, name, fresh, progress)
 	if err != nil {
+		failure.Missing = false
 		failure.Tried = append(failure.Tried, fmt.Errorf("bootstrap: %w", err))
 		return Image{}, failure
 	}
@@ -93,7 +97,7 @@ func (r *Resolver) obtain(ctx context.Context, name Name, fresh bool, progress k
 }
 
 // answered reports whether the registry itself (asked last) said that the image is not
-// there. Then it is not bootstrapped either: the name is wrong.
+// there: then the name is wrong.
 func answered(err error) bool {
 	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
@@ -146,7 +150,7 @@ func (r *Resolver) Locate(img kiln.BaseImage) (Image, error) {
 	}
 	desc := ocispec.Descriptor{Digest: digest.Digest(img.Digest)}
 	for _, dir := range append(slices.Clone(r.Layouts), r.Store.Dir()) {
-		found, loadErr := layout(dir).load(name, desc)
+		found, loadErr := layoutDir(dir).load(name, desc)
 		if loadErr == nil {
 			found.Origin = img.Origin
 			return found, nil

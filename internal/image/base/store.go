@@ -21,7 +21,7 @@ import (
 
 // Store is the OCI layout that Kiln itself fills. Several processes may use it at once;
 // a blob is complete when it has its name, an image exists when index.json names it.
-type Store struct{ dir layout }
+type Store struct{ dir layoutDir }
 
 // Folder and files beside what the layout specification names.
 const (
@@ -36,7 +36,7 @@ const collectAge = 24 * time.Hour
 // OpenStore opens the store at dir, makes it if needed, and removes blobs that no image
 // uses any more.
 func OpenStore(dir string) (*Store, error) {
-	s := &Store{dir: layout(dir)}
+	s := &Store{dir: layoutDir(dir)}
 	for _, sub := range []string{ingestDir, filepath.Join(ocispec.ImageBlobsDir, "sha256")} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			return nil, fmt.Errorf("image store: %w", err)

@@ -5,7 +5,7 @@ set -eu
 root=$1
 
 # Package sources and the behaviour that images have: packages are not kept after
-# installation, indexes stay compressed, no translations, no slow syncing while building.
+# installation, indexes stay compressed, no translations.
 rm -f "$root"/etc/apt/sources.list "$root"/etc/apt/sources.list.d/* "$root"/etc/apt/apt.conf.d/99mmdebstrap
 printf '%s' "$KILN_SOURCES" > "$root/etc/apt/sources.list.d/$KILN_SOURCES_NAME"
 cat > "$root"/etc/apt/apt.conf.d/docker-clean <<'CONF'
@@ -19,7 +19,6 @@ Acquire::GzipIndexes "true";
 Acquire::Languages "none";
 APT::AutoRemove::SuggestsImportant "false";
 CONF
-echo force-unsafe-io > "$root"/etc/dpkg/dpkg.cfg.d/docker-unsafe-io
 
 # Nobody starts services in an image that is being built.
 printf '#!/bin/sh\nexit 101\n' > "$root"/usr/sbin/policy-rc.d

@@ -32,7 +32,14 @@ func run(ctx context.Context, a archive, workDir string, epoch time.Time, out io
 	if err := os.WriteFile(hook, customizeScript, 0o755); err != nil {
 		return err
 	}
-	args := []string{"--variant=minbase", "--customize-hook=" + hook + ` "$1"`}
+	args := []string{
+		"--variant=minbase", "--customize-hook=" + hook + ` "$1"`,
+		// Neither this installation nor those in builds can be interrupted and resumed:
+		// syncing every file would only take time.
+		"--dpkgopt=force-unsafe-io",
+		// The hook makes that file; otherwise mmdebstrap makes one and removes it.
+		"--skip=chroot/policy-rc.d",
+	}
 	if a.https() {
 		args = append(args, "--include=ca-certificates")
 	}
