@@ -6,7 +6,10 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,7 +34,8 @@ type Options struct {
 
 // Run boots the VM, serves, and stops the VM. It never returns: process 1 must not end.
 func Run(opts Options) {
-	defer stop(opts.Log)
+	failed := true
+	defer func() { stop(failed, opts.Log) }()
 	defer func() {
 		if p := recover(); p != nil {
 			opts.Log.Error("panic in process 1", "panic", p, "stack", string(debug.Stack()))
@@ -39,11 +43,14 @@ func Run(opts Options) {
 	}()
 	if err := run(opts); err != nil {
 		opts.Log.Error("init failed, stopping the VM", "error", err)
+		return
 	}
+	failed = false
 }
 
 func run(opts Options) error {
-	ctx := context.Background()
+	ctx, stopServing := context.WithCancel(context.Background())
+	defer stopServing()
 	log := opts.Log
 	start := time.Now()
 
@@ -79,6 +86,7 @@ func run(opts Options) error {
 		"channel", listener.Addr(), "ms", time.Since(start).Milliseconds())
 
 	go opts.Children.ReapOrphans(ctx)
+	go haltOnSignal(stopServing, log)
 	err = opts.Serve(ctx, listener)
 	log.Info("shutting down", "reason", err)
 	listener.Close()
@@ -86,9 +94,24 @@ func run(opts Options) error {
 	return nil
 }
 
+// haltSignals are what programs of the reboot and poweroff kind send to process 1, busybox's for
+// one. Each ends the VM in order.
+var haltSignals = []os.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGUSR1, unix.SIGUSR2}
+
+// haltOnSignal waits for a halt signal, lets all processes end, and stops the daemon, which
+// would kill them.
+func haltOnSignal(stopServing func(), log *slog.Logger) {
+	halt := make(chan os.Signal, 1)
+	signal.Notify(halt, haltSignals...)
+	log.Info("asked to halt", "signal", <-halt)
+	endProcesses(log)
+	stopServing()
+}
+
 // prepareProcess gives this process, and through it every command, the surroundings that
 // a service manager would.
 func prepareProcess(log *slog.Logger) {
+	signal.Ignore(unix.SIGHUP, unix.SIGQUIT)
 	unix.Umask(0o022)
 	os.Clearenv() // words of the kernel's command line that it did not know arrive as variables
 	os.Setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
@@ -103,11 +126,17 @@ func prepareProcess(log *slog.Logger) {
 	}
 }
 
-// stop ends the VM by asking for a restart, which every VMM that runs Kiln's guests turns
-// into an end: Firecracker knows no power-off, and QEMU is started with -no-reboot.
-func stop(log *slog.Logger) {
+// stop ends the VM: by switching it off, or, after a failure, by a restart, which tells the VMM
+// that something is wrong. A VMM without a power switch, Firecracker, has its guests
+// restart in either case and says so with reboot=k on the kernel's command line.
+func stop(failed bool, log *slog.Logger) {
 	unix.Sync()
-	err := unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
-	log.Error("restart", "error", err)
-	panic(fmt.Sprintf("restart: %v", err)) // the end of process 1 stops the VM as well
+	how := unix.LINUX_REBOOT_CMD_POWER_OFF
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if failed || err == nil && slices.Contains(strings.Fields(string(cmdline)), "reboot=k") {
+		how = unix.LINUX_REBOOT_CMD_RESTART
+	}
+	err = unix.Reboot(how)
+	log.Error("stop the VM", "error", err)
+	panic(fmt.Sprintf("stop the VM: %v", err)) // the end of process 1 does it as well
 }
