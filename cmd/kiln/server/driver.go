@@ -3,20 +3,23 @@ package server
 import (
 	"context"
 	"log/slog"
+	"os"
+	"path/filepath"
 
 	"github.com/kilnvm/kiln/internal/config"
 	"github.com/kilnvm/kiln/internal/doctor"
 	"github.com/kilnvm/kiln/internal/vmm"
+	"github.com/kilnvm/kiln/internal/vmm/probe"
 	"github.com/kilnvm/kiln/internal/vmm/qemu"
 )
 
 // newDriver returns the driver of the virtual machines that run on this host.
-func newDriver(ctx context.Context, vm config.VM, log *slog.Logger) (vmm.Driver, error) {
-	accel, reason, err := accelerator(ctx, vm)
+func newDriver(ctx context.Context, cfg config.Config, log *slog.Logger) (vmm.Driver, error) {
+	accel, reason, err := accelerator(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
-	d, err := qemu.New(ctx, qemu.Options{Binary: vm.QEMU, Accel: accel})
+	d, err := qemu.New(ctx, qemu.Options{Binary: cfg.VM.QEMU, Accel: accel})
 	if err != nil {
 		return nil, err
 	}
@@ -28,14 +31,23 @@ func newDriver(ctx context.Context, vm config.VM, log *slog.Logger) (vmm.Driver,
 func DoctorOptions(cfg config.Config) doctor.Options {
 	return doctor.Options{
 		DataDir: cfg.DataDir, QEMU: cfg.VM.QEMU, Kernel: cfg.VM.Kernel, Builder: cfg.Build.Address,
-		Accelerator: func(ctx context.Context) (accel, reason string, err error) { return accelerator(ctx, cfg.VM) },
+		Accelerator: func(ctx context.Context) (accel, reason string, err error) { return accelerator(ctx, cfg) },
 	}
 }
 
-// accelerator decides what VMs run on, and says why.
-func accelerator(_ context.Context, vm config.VM) (accel, reason string, err error) {
-	if vm.Accel != "auto" {
-		return vm.Accel, "vm.accel in the configuration", nil
+// accelerator decides what VMs run on, and says why. It may boot a tiny guest to find out;
+// what it found is remembered in the data directory, if there is one.
+func accelerator(ctx context.Context, cfg config.Config) (accel, reason string, err error) {
+	if cfg.VM.Accel != "auto" {
+		return cfg.VM.Accel, "vm.accel in the configuration", nil
 	}
-	return qemu.TCG, "software emulation", nil
+	o := probe.Options{Binary: cfg.VM.QEMU}
+	if info, err := os.Stat(cfg.DataDir); err == nil && info.IsDir() {
+		o.CacheFile = filepath.Join(cfg.DataDir, "probe.json")
+	}
+	found, err := probe.Accelerator(ctx, o)
+	if found.Accel != "" {
+		err = nil // found, but not remembered
+	}
+	return found.Accel, found.Reason, err
 }

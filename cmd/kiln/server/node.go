@@ -56,7 +56,7 @@ func startNode(ctx context.Context, opts Options, dir *dataDir, say func(string)
 		return n, err
 	}
 	say("finding out which virtual machines run here")
-	driver, err := newDriver(ctx, cfg.VM, opts.Log)
+	driver, err := newDriver(ctx, cfg, opts.Log)
 	if err != nil {
 		return n, err
 	}
