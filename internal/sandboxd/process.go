@@ -45,7 +45,7 @@ func start(c command, children *reap.Registry) (*running, *follower, error) {
 	if c.terminal != nil {
 		io, err = openTerminal(c.terminal.GetSize(), c.account)
 	} else {
-		io, err = openPipes(c.withInput)
+		io, err = openPipes(c.withInput, c.account)
 	}
 	if err != nil {
 		return nil, nil, errorf(connect.CodeInternal, "command %q: %w", c.config.GetCmd(), err)

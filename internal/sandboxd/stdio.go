@@ -34,8 +34,9 @@ type output struct {
 	chunk int
 }
 
-// openPipes connects a process by pipes.
-func openPipes(withInput bool) (_ *stdio, err error) {
+// openPipes connects a process by pipes that belong to its account, so that it can open them
+// again as /dev/stdin and /dev/stdout.
+func openPipes(withInput bool, owner account) (_ *stdio, err error) {
 	s := &stdio{}
 	defer func() {
 		if err != nil {
@@ -59,6 +60,15 @@ func openPipes(withInput bool) (_ *stdio, err error) {
 		}
 		s.child = append(s.child, w)
 		s.outputs = append(s.outputs, output{kind, r, pipeChunk})
+	}
+	pipes := s.child
+	if !withInput {
+		pipes = pipes[1:] // /dev/null stays root's
+	}
+	for _, p := range pipes {
+		if err := p.Chown(int(owner.uid), -1); err != nil {
+			return nil, err
+		}
 	}
 	return s, nil
 }

@@ -152,7 +152,7 @@ func TestSystem(t *testing.T) {
 			"cgroup2 /sys/fs/cgroup", "devpts /dev/pts", "devtmpfs /dev", "mqueue /dev/mqueue",
 			"overlay /", "proc /proc", "sysfs /sys", "tmpfs /dev/shm",
 		}, "\n")},
-		{"standard devices", "", "echo x > /dev/null; head -c 4 /dev/zero | wc -c; head -c 4 /dev/urandom | wc -c; echo in | cat /dev/stdin; echo fd | tee /dev/fd/2 2>&1", "4\n4\nin\nfd\nfd"},
+		{"standard devices", "maker", "echo x > /dev/null; head -c 4 /dev/zero | wc -c; head -c 4 /dev/urandom | wc -c; echo in | cat /dev/stdin; echo out > /dev/stdout; echo fd > /dev/fd/1", "4\n4\nin\nout\nfd"},
 		{"shared memory and terminals for all", "maker", "echo shm > /dev/shm/x && cat /dev/shm/x; test -c /dev/ptmx && test -w /dev/ptmx && echo ptmx", "shm\nptmx"},
 		{"the channel is for root alone", "maker", "cat /dev/vport* 2>&1 | grep -c denied", "1"},
 		{"device node of the image", "maker", "dd if=/dev/zero of=/full bs=1 count=1 2>&1 | grep -c 'No space'", "1"},
