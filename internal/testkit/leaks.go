@@ -2,6 +2,7 @@ package testkit
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -34,16 +35,17 @@ func mainCode(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	marker := fmt.Sprintf("%s=%d-%d", runMarker, os.Getpid(), time.Now().UnixNano())
-	name, value, _ := strings.Cut(marker, "=")
-	os.Setenv(name, value)
-	os.Setenv("TMPDIR", dir)
+	marker := fmt.Sprintf("%d-%d", os.Getpid(), time.Now().UnixNano())
+	if err := errors.Join(os.Setenv(runMarker, marker), os.Setenv("TMPDIR", dir)); err != nil {
+		fmt.Fprintln(os.Stderr, "testkit:", err)
+		return 1
+	}
 	namespaces := networkNamespaces()
 
 	code := m.Run()
 
 	var left []string
-	left = append(left, processesLeft(marker)...)
+	left = append(left, processesLeft(runMarker+"="+marker)...)
 	left = append(left, mountsBelow(dir)...)
 	left = append(left, filesIn(dir)...)
 	for _, ns := range networkNamespaces() {
@@ -100,7 +102,7 @@ func ends(pid int, deadline time.Time) bool {
 	if err != nil {
 		return true
 	}
-	defer unix.Close(fd)
+	defer unix.Close(fd) //nolint:errcheck // nothing was written
 	wait := max(time.Until(deadline), 0)
 	n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(wait/time.Millisecond))
 	return n > 0

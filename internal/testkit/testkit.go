@@ -12,8 +12,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
+
+	"github.com/kilnvm/kiln/internal/hostcmd"
 )
 
 // RequireRoot fails the test unless it runs as root.
@@ -87,11 +88,11 @@ func ShortTempDir(t testing.TB) string {
 }
 
 // run runs a host command for a test's preparation and returns what it printed.
-func run(t testing.TB, cmd *exec.Cmd) string {
+func run(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	out, err := cmd.CombinedOutput()
+	out, err := hostcmd.Output(t.Context(), name, args...)
 	if err != nil {
-		t.Fatalf("%s: %v\n%s", strings.Join(cmd.Args, " "), err, out)
+		t.Fatal(err)
 	}
 	return string(out)
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/bootbundle"
+	"github.com/kilnvm/kiln/internal/hostcmd"
 	"github.com/kilnvm/kiln/internal/scratch"
 )
 
@@ -25,10 +26,13 @@ func Sandboxd(t testing.TB) string {
 	daemon.once.Do(func() {
 		tmp := filepath.Join(ShortTempDir(t), "kiln-sandboxd")
 		// Without VCS stamps, so that a commit does not make another daemon.
-		build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", tmp, "./cmd/kiln-sandboxd")
-		build.Dir = moduleRoot()
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		run(t, build)
+		build := hostcmd.Command{
+			Name: "go", Args: []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", tmp, "./cmd/kiln-sandboxd"},
+			Dir: moduleRoot(), Env: []string{"CGO_ENABLED=0"},
+		}
+		if err := build.Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 		content, err := os.ReadFile(tmp)
 		if err != nil {
 			t.Fatal(err)
@@ -116,8 +120,8 @@ func MinimalTree(t testing.TB, dir string) {
 		}
 	}
 	program := filepath.Join(dir, "bin/busybox")
-	run(t, exec.Command("cp", busybox(t), program))
-	for applet := range strings.FieldsSeq(run(t, exec.Command(program, "--list-full"))) {
+	run(t, "cp", busybox(t), program)
+	for applet := range strings.FieldsSeq(run(t, program, "--list-full")) {
 		path := filepath.Join(dir, applet)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)
@@ -132,7 +136,7 @@ func MinimalTree(t testing.TB, dir string) {
 func Rootfs(t testing.TB, dir, path string) {
 	t.Helper()
 	RequireCommands(t, "mke2fs")
-	run(t, exec.Command("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", dir, path, "64M"))
+	run(t, "mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", dir, path, "64M")
 }
 
 func busybox(t testing.TB) string {

@@ -114,7 +114,10 @@ func prepareProcess(log *slog.Logger) {
 	signal.Ignore(unix.SIGHUP, unix.SIGQUIT)
 	unix.Umask(0o022)
 	os.Clearenv() // words of the kernel's command line that it did not know arrive as variables
-	os.Setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+	const path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	if err := os.Setenv("PATH", path); err != nil {
+		log.Warn("PATH", "error", err)
+	}
 	limit := unix.Rlimit{Cur: 65536, Max: 1048576}
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		log.Warn("limit of open files", "error", err)

@@ -82,7 +82,7 @@ func raiseLoopback() error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	defer unix.Close(fd) //nolint:errcheck // nothing was written
 	req, err := unix.NewIfreq("lo")
 	if err != nil {
 		return err

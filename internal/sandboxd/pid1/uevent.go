@@ -21,13 +21,13 @@ func newUevents() (*uevents, error) {
 	}
 	const kernelGroup = 1
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: kernelGroup}); err != nil {
-		unix.Close(fd)
+		_ = unix.Close(fd)
 		return nil, fmt.Errorf("uevent socket: %w", err)
 	}
 	return &uevents{fd}, nil
 }
 
-func (u *uevents) close() { unix.Close(u.fd) }
+func (u *uevents) close() { _ = unix.Close(u.fd) }
 
 // await calls found after every event until it returns true, fails, or ctx ends.
 func (u *uevents) await(ctx context.Context, found func() (bool, error)) error {
