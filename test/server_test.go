@@ -3,6 +3,7 @@ package test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"os/exec"
@@ -21,13 +22,28 @@ type server struct {
 	t       *testing.T
 	bin     string // folder of kiln and kiln-sandboxd
 	dataDir string
+	build   string // more lines of the [build] table of its configuration
 	cmd     *exec.Cmd
 	log     *os.File
 }
 
 // newServer starts a server on a fresh data directory and stops it with the test. Base
 // images and the boot bundle come from the test cache, so that they are made once.
-func newServer(t *testing.T) *server {
+func newServer(t *testing.T) *server { return newServerWith(t, "") }
+
+// newServerWith is newServer with more lines in the [build] table of the configuration.
+func newServerWith(t *testing.T, build string) *server {
+	t.Helper()
+	return prepareServer(t, build, func(string) {})
+}
+
+// newServerIn is newServer in a folder that prepare has prepared.
+func newServerIn(t *testing.T, prepare func(dir string)) *server {
+	t.Helper()
+	return prepareServer(t, "", prepare)
+}
+
+func prepareServer(t *testing.T, build string, prepare func(dir string)) *server {
 	t.Helper()
 	testkit.RequireVM(t)
 	// Not t.TempDir: Unix socket paths are short, and the name of a test is not.
@@ -36,7 +52,8 @@ func newServer(t *testing.T) *server {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	s := &server{t: t, bin: programs(t), dataDir: filepath.Join(dir, "data")}
+	prepare(dir)
+	s := &server{t: t, bin: programs(t), dataDir: filepath.Join(dir, "data"), build: build}
 	s.start()
 	t.Cleanup(s.stop)
 	return s
@@ -46,7 +63,7 @@ func (s *server) start() {
 	s.t.Helper()
 	config := filepath.Join(filepath.Dir(s.dataDir), "kiln.toml")
 	cache := testkit.CacheDir()
-	text := "[build]\nimages_dir = \"" + filepath.Join(cache, "images") + "\"\n" +
+	text := "[build]\nimages_dir = \"" + filepath.Join(cache, "images") + "\"\n" + s.build +
 		"[vm]\nbundle_dir = \"" + filepath.Join(cache, "bundle") + "\"\n"
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		s.t.Fatal(err)
@@ -181,4 +198,18 @@ func programs(t *testing.T) string {
 		t.Fatalf("build: %v", buildErr)
 	}
 	return programsDir
+}
+
+// readServer returns the URL that a running server has written down.
+func readServer(t *testing.T, dataDir string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(dataDir, "server.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info struct{ URL string }
+	if err := json.Unmarshal(b, &info); err != nil {
+		t.Fatal(err)
+	}
+	return info.URL
 }

@@ -66,6 +66,8 @@ type Build struct {
 	CacheMB int `toml:"cache_mb"`
 	// Timeout bounds the instructions of the Dockerfile.
 	Timeout Duration `toml:"timeout"`
+	// ReadyTimeout is how long a template's ready command may keep failing.
+	ReadyTimeout Duration `toml:"ready_timeout"`
 	// Parallel is how many builds run at once.
 	Parallel int `toml:"parallel"`
 	// MaxContextMB bounds an uploaded build context, in MiB.
@@ -128,7 +130,7 @@ func Default() Config {
 		DataDir: DefaultDataDir,
 		Listen:  DefaultListen,
 		Log:     Log{Level: "info", Format: "text"},
-		Build:   Build{CABundle: "auto", Timeout: Duration(30 * time.Minute), Parallel: 2, MaxContextMB: 2048},
+		Build:   Build{CABundle: "auto", Timeout: Duration(30 * time.Minute), ReadyTimeout: Duration(5 * time.Minute), Parallel: 2, MaxContextMB: 2048},
 		VM:      VM{QEMU: "qemu-system-x86_64", Accel: "auto"},
 		Sandbox: Sandbox{DefaultTTL: Duration(kiln.DefaultTTL)},
 		API:     API{RequestTimeout: Duration(30 * time.Second), ShutdownTimeout: Duration(20 * time.Second)},
@@ -220,6 +222,9 @@ func (c *Config) checkBuild() error {
 	}
 	if c.Build.MaxContextMB < 1 {
 		return invalid("build.max_context_mb", "must be at least 1")
+	}
+	if err := positive("build.ready_timeout", c.Build.ReadyTimeout); err != nil {
+		return err
 	}
 	return positive("build.timeout", c.Build.Timeout)
 }

@@ -101,6 +101,7 @@ func TestValidateNamesTheKey(t *testing.T) {
 		"log.level":            func(c *Config) { c.Log.Level = "loud" },
 		"log.format":           func(c *Config) { c.Log.Format = "xml" },
 		"build.timeout":        func(c *Config) { c.Build.Timeout = 0 },
+		"build.ready_timeout":  func(c *Config) { c.Build.ReadyTimeout = 0 },
 		"build.parallel":       func(c *Config) { c.Build.Parallel = 0 },
 		"build.max_context_mb": func(c *Config) { c.Build.MaxContextMB = 0 },
 		"vm.accel":             func(c *Config) { c.VM.Accel = "xen" },

@@ -16,6 +16,7 @@ import (
 	"github.com/kilnvm/kiln/internal/config"
 	"github.com/kilnvm/kiln/internal/image"
 	"github.com/kilnvm/kiln/internal/pipeline"
+	"github.com/kilnvm/kiln/internal/ready"
 	"github.com/kilnvm/kiln/internal/rootfs"
 	"github.com/kilnvm/kiln/internal/sandbox"
 	"github.com/kilnvm/kiln/internal/snapshot"
@@ -69,7 +70,10 @@ func startNode(ctx context.Context, opts Options, dir *dataDir, say func(string)
 	if n.images, err = image.New(ImageOptions(cfg)); err != nil {
 		return n, err
 	}
-	baker, err := snapshot.New(ctx, snapshot.Options{Driver: driver, Boot: bundle, Blobs: blobs, Dir: dir.join("bakes"), Log: opts.Log})
+	baker, err := snapshot.New(ctx, snapshot.Options{
+		Driver: driver, Boot: bundle, Blobs: blobs, Dir: dir.join("bakes"),
+		Ready: ready.Limits{Ready: time.Duration(cfg.Build.ReadyTimeout)}, Log: opts.Log,
+	})
 	if err != nil {
 		return n, err
 	}
