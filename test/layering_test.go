@@ -22,7 +22,7 @@ type listedPackage struct {
 // TestLayering enforces the import rules of DESIGN.md section 3.
 func TestLayering(t *testing.T) {
 	packages := listPackages(t)
-	stages := []string{"source", "image", "rootfs", "snapshot", "sandbox", "pipeline"}
+	stages := []string{"source", "image", "rootfs", "snapshot", "sandbox"}
 
 	for path, p := range packages {
 		if p.Standard || !strings.HasPrefix(path, module) {

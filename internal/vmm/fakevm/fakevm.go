@@ -104,6 +104,7 @@ func (d *Driver) start(cfg vmm.Config, running bool) (vmm.Machine, error) {
 	serving.Go(func() { _ = d.Serve(ctx, cfg, m.listener) })
 	go func() {
 		err := cmd.Wait()
+		m.listener.cut() // a dead machine says nothing more, not even that its commands ended
 		cancel()
 		serving.Wait()
 		m.mu.Lock()
@@ -217,12 +218,27 @@ func (m *machine) Kill() error {
 type pipeListener struct {
 	conns chan net.Conn
 	done  <-chan struct{}
+
+	mu   sync.Mutex
+	open []net.Conn // the guest's ends
+}
+
+// cut ends all connections.
+func (l *pipeListener) cut() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.open {
+		_ = c.Close() // always nil for a pipe
+	}
 }
 
 func (l *pipeListener) dial(ctx context.Context) (net.Conn, error) {
 	host, guest := net.Pipe()
 	select {
 	case l.conns <- guest:
+		l.mu.Lock()
+		l.open = append(l.open, guest)
+		l.mu.Unlock()
 		return host, nil
 	case <-l.done:
 		return nil, net.ErrClosed
