@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"net"
 	"os"
 	"time"
 
@@ -99,14 +100,18 @@ func (m *Manager) restore(ctx context.Context, b *box, snap *kiln.Snapshot, requ
 	if err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
-	m.adopt(b, machine)
+	dial := &dialer{machine: machine}
+	m.adopt(b, machine, dial.dial)
 	if err := machine.Resume(ctx); err != nil {
 		return fmt.Errorf("resume: %w", err)
 	}
+	if err := dial.connect(ctx); err != nil {
+		return fmt.Errorf("the guest daemon does not answer: %w", err)
+	}
+	b.change(func(s *kiln.Sandbox) { s.BootMode, s.BootTime = kiln.BootSnapshot, time.Since(requested) })
 	if err := b.client.SetIdentity(ctx, b.identity()); err != nil {
 		return fmt.Errorf("identity: %w", err)
 	}
-	b.change(func(s *kiln.Sandbox) { s.BootMode, s.BootTime = kiln.BootSnapshot, time.Since(requested) })
 	return nil
 }
 
@@ -122,7 +127,7 @@ func (m *Manager) bootCold(ctx context.Context, b *box, requested time.Time) err
 	if err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
-	m.adopt(b, machine)
+	m.adopt(b, machine, machine.Dial)
 	if err := b.client.WaitReady(bootCtx); err != nil {
 		return fmt.Errorf("the guest daemon does not answer: %w", err)
 	}
@@ -138,12 +143,12 @@ func (m *Manager) bootCold(ctx context.Context, b *box, requested time.Time) err
 
 // adopt makes a started machine part of b and watches it. Should it end during the
 // start, the start is given up at once.
-func (m *Manager) adopt(b *box, machine vmm.Machine) {
+func (m *Manager) adopt(b *box, machine vmm.Machine, dial func(context.Context) (net.Conn, error)) {
 	process, err := orphan.Identify(machine.PID())
 	if err != nil { // it has ended already, and the watch will say so
 		m.log.Warn("VM process", "sandbox", b.id, "error", err)
 	}
-	b.adopt(machine, guest.New(machine.Dial), process)
+	b.adopt(machine, guest.New(dial), process)
 	go m.watch(b, machine)
 }
 

@@ -44,9 +44,9 @@ func TestHazard07MemoryAndDiskAgree(t *testing.T) {
 		rounds = n
 	}
 	baker, blobs, spec := vmBaker(t)
-	spec.StartCmd = `mkdir -p /data; cd /data; i=0
+	spec.StartCmd = `echo $$ >/run/writer; mkdir -p /data; cd /data; i=0
 while :; do i=$((i+1)); f=file$((i%16)); rm -f $f.sum
-dd if=/dev/urandom of=$f bs=4k count=$((i%40+1)) 2>/dev/null; md5sum $f >$f.sum; rm -f file$(((i+7)%16)) file$(((i+7)%16)).sum; done`
+dd if=/dev/urandom of=$f bs=4k count=$((i%40+1)) 2>/dev/null; md5sum $f >$f.sum; rm -f file$(((i+7)%16)).sum; rm -f file$(((i+7)%16)); done`
 	spec.ReadyCmd = "test -e /data/file9.sum"
 	for round := range rounds {
 		snap, err := baker.Bake(t.Context(), spec, kiln.DiscardProgress)
@@ -90,7 +90,7 @@ func checkClone(t *testing.T, b *Baker, blobs *artifact.Blobs, spec kiln.VMSpec,
 	}
 	// The file that is being written has no checksum yet; all others must be right, also
 	// when they are read from the disk and not from memory.
-	out := runIn(t, client, `kill -9 $(pidof dd) 2>/dev/null; pkill -9 -f 'while :'; sync; echo 3 >/proc/sys/vm/drop_caches
+	out := runIn(t, client, `kill -9 $(cat /run/writer); kill -9 $(pidof dd) 2>/dev/null; sync; echo 3 >/proc/sys/vm/drop_caches
 cd /data && cat *.sum | md5sum -c && ls *.sum | wc -l`)
 	if strings.Contains(out, "FAILED") || !strings.Contains(out, "OK") {
 		t.Errorf("checksums: %s", out)
