@@ -3,6 +3,8 @@ package image_test
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -102,11 +104,13 @@ func TestHazard24ServerKilled(t *testing.T) {
 	checkNothingLeft(t, opts.StateDir)
 }
 
-// checkNothingLeft looks for containers, mounts and control groups.
+// checkNothingLeft looks for containers, mounts and control groups of a state folder.
 func checkNothingLeft(t *testing.T, stateDir string) {
 	t.Helper()
+	sum := sha256.Sum256([]byte(stateDir))
+	cgroup := "kiln-build-" + hex.EncodeToString(sum[:6])
 	for _, pattern := range []string{
-		"/run/runc/*", "/sys/fs/cgroup/kiln-build-*", "/sys/fs/cgroup/*/kiln-build-*", filepath.Join(stateDir, "runc-*/executor/[a-z0-9]*/rootfs"),
+		"/run/runc/*", "/sys/fs/cgroup/" + cgroup, "/sys/fs/cgroup/*/" + cgroup, filepath.Join(stateDir, "runc-*/executor/[a-z0-9]*/rootfs"),
 	} {
 		left, err := filepath.Glob(pattern)
 		if err != nil || len(left) > 0 {
