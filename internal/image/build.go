@@ -74,12 +74,16 @@ func (b *Builder) solveOpt(src kiln.Source, file *dockerfile, bases []kiln.BaseI
 		return client.SolveOpt{}, err
 	}
 	opt := client.SolveOpt{
-		FrontendAttrs:       attrs,
-		LocalMounts:         map[string]fsutil.FS{"context": contextFS, "dockerfile": contextFS},
-		OCIStores:           stores,
-		AllowedEntitlements: []string{string(entitlements.EntitlementNetworkHost)},
-		SharedKey:           "kiln",
-		Internal:            true, // no history entry: Kiln keeps its own
+		FrontendAttrs: attrs,
+		LocalMounts:   map[string]fsutil.FS{"context": contextFS, "dockerfile": contextFS},
+		OCIStores:     stores,
+		SharedKey:     "kiln",
+		Internal:      true, // no history entry: Kiln keeps its own
+	}
+	if b.opts.Address == "" {
+		// RUN --network=host is what RUN means in the child anyway; another daemon has
+		// rules of its own.
+		opt.AllowedEntitlements = []string{string(entitlements.EntitlementNetworkHost)}
 	}
 	if len(src.Options.Secrets) > 0 {
 		opt.Session = []session.Attachable{secretsprovider.FromMap(maps.Clone(src.Options.Secrets))}
