@@ -1,0 +1,107 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kilnvm/kiln"
+)
+
+func TestWhichDockerfilesReadTheirContext(t *testing.T) {
+	for dockerfile, want := range map[string]bool{
+		"FROM a\nRUN true\n":                                                  false,
+		"FROM a\nCOPY x /\n":                                                  true,
+		"FROM a\ncopy x /\n":                                                  true,
+		"FROM a AS b\nFROM c\nCOPY --from=b /x /\n":                           false,
+		"FROM a\nCOPY <<EOF /x\ntext\nEOF\n":                                  false,
+		"FROM a\nADD https://example.org/x /\n":                               false,
+		"FROM a\nADD x.tar /\n":                                               true,
+		"FROM a\nRUN --mount=type=bind,target=/src ls /src\n":                 true,
+		"FROM a\nRUN --mount=type=bind,from=b,target=/src ls /src\n":          false,
+		"FROM a\nRUN --mount=type=cache,target=/var/cache ls\n":               false,
+		"# syntax=docker/dockerfile:1\nFROM a\nRUN <<EOF\ncopy it\nCOPY\nEOF": false,
+		"":          false,
+		"NOTHING\n": false,
+	} {
+		if got := copiesFromContext(strings.NewReader(dockerfile)); got != want {
+			t.Errorf("%q: %v, want %v", dockerfile, got, want)
+		}
+	}
+}
+
+func TestContextOfCreate(t *testing.T) {
+	write := func(files map[string]string) string {
+		dir := t.TempDir()
+		for name, text := range files {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return dir
+	}
+	alone := write(map[string]string{"Dockerfile": "FROM a\n", "big": "not wanted"})
+	copies := write(map[string]string{"Dockerfile": "FROM a\nCOPY x /\n"})
+	described := write(map[string]string{"Dockerfile": "FROM a\n", "zwrm-template.toml": ""})
+	for name, c := range map[string]struct {
+		flags buildFlags
+		want  string
+	}{
+		"Dockerfile alone":      {buildFlags{dockerfile: filepath.Join(alone, "Dockerfile")}, ""},
+		"Dockerfile that reads": {buildFlags{dockerfile: filepath.Join(copies, "Dockerfile")}, copies},
+		"metadata beside it":    {buildFlags{dockerfile: filepath.Join(described, "Dockerfile")}, described},
+		"context given":         {buildFlags{dockerfile: filepath.Join(alone, "Dockerfile"), context: copies}, copies},
+		"only a context":        {buildFlags{context: copies}, copies},
+	} {
+		in, err := createInput(c.flags)
+		if err != nil || in.Dir != c.want {
+			t.Errorf("%s: %+v, %v, want %q", name, in, err, c.want)
+		}
+	}
+}
+
+func TestPairs(t *testing.T) {
+	lookup := func(name string) (string, bool) { return "from " + name, name == "SET" }
+	got, err := pairs("--build-arg", []string{"A=1", "B=x=y", "C=", "SET", "UNSET"}, lookup)
+	want := map[string]string{"A": "1", "B": "x=y", "C": "", "SET": "from SET"}
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, %v", got, err)
+	}
+	for _, bad := range []string{"NAME", "=value", ""} {
+		if _, err := pairs("--env", []string{bad}, nil); err == nil {
+			t.Errorf("--env %q was accepted", bad)
+		}
+	}
+}
+
+func TestSecrets(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(file, []byte("from a file"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := &app{lookupEnv: func(name string) (string, bool) { return "from a variable", name == "SECRET" }}
+	got, err := a.readSecrets([]string{"id=one,src=" + file, "id=two,env=SECRET", "type=file,id=three,source=" + file})
+	if err != nil || string(got["one"]) != "from a file" || string(got["two"]) != "from a variable" || string(got["three"]) != "from a file" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	for _, bad := range []string{"", "one", "id=one", "src=" + file, "id=,src=x", "id=one,env=NONE", "id=one,src=/nowhere"} {
+		if _, err := a.readSecrets([]string{bad}); kiln.CodeOf(err) != kiln.CodeInvalid {
+			t.Errorf("--secret %q: %v", bad, err)
+		}
+	}
+}
+
+func TestStageTable(t *testing.T) {
+	var b strings.Builder
+	err := stageTable(&b, []kiln.StageResult{
+		{Stage: kiln.StageImage, Duration: 9*time.Second + 870*time.Millisecond, Detail: "from debian:bookworm"},
+		{Stage: kiln.StageRootfs, Duration: 42 * time.Millisecond, Cached: true},
+	})
+	const want = "STAGE   TIME  CACHED  DETAIL\nimage   9.9s  no      from debian:bookworm\nrootfs  42ms  yes\ntotal   9.9s\n"
+	if err != nil || b.String() != want {
+		t.Errorf("got\n%s%v\nwant\n%s", b.String(), err, want)
+	}
+}

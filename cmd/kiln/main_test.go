@@ -1,0 +1,158 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/cmd/kiln/server"
+)
+
+// kilnResult is what a run of the program printed and returned.
+type kilnResult struct {
+	code           int
+	stdout, stderr string
+}
+
+// runKiln runs the program in this process, with an environment of its own.
+func runKiln(env map[string]string, args ...string) kilnResult {
+	var stdout, stderr bytes.Buffer
+	code := run(args, strings.NewReader(""), &stdout, &stderr, func(name string) (string, bool) {
+		v, ok := env[name]
+		return v, ok
+	})
+	return kilnResult{code, stdout.String(), stderr.String()}
+}
+
+func TestCommandLine(t *testing.T) {
+	empty := map[string]string{"KILN_DATA_DIR": t.TempDir()}
+	for _, c := range []struct {
+		args []string
+		code int
+		want string // in both streams together
+	}{
+		{[]string{"version"}, 0, "kiln dev"},
+		{[]string{"version", "-o", "json"}, 0, `"version": "dev"`},
+		{[]string{"version", "-o", "xml"}, 2, `unknown output format "xml"`},
+		{[]string{"--help"}, 0, "Exit codes:"},
+		{nil, 0, "Available Commands:"},
+		{[]string{"bake"}, 2, `unknown command "kiln bake"`},
+		{[]string{"sandbox", "bake"}, 2, `unknown command "kiln sandbox bake"`},
+		{[]string{"sandbox"}, 0, "Available Commands:"},
+		{[]string{"templates", "build", "x"}, 2, "usage: kiln templates build NAME DIR"},
+		{[]string{"templates", "list", "--nonsense"}, 2, "unknown flag: --nonsense"},
+		{[]string{"templates", "list"}, 6, "no server is running"},
+		{[]string{"templates", "create", "x"}, 2, "no Dockerfile given"},
+		{[]string{"sandbox", "run", "-t", "x", "--", "true"}, 125, "no server is running"},
+		{[]string{"sandbox", "run", "--", "true"}, 2, "no template given"},
+		{[]string{"sandbox", "create", "-t", "x", "--ttl", "soon"}, 2, "invalid argument"},
+		{[]string{"sandbox", "create", "-t", "x", "--ttl", "-5s"}, 2, "negative"},
+		{[]string{"sandbox", "create", "-t", "x", "-e", "A"}, 2, "NAME=VALUE"},
+		{[]string{"wait", "--timeout", "150ms"}, 6, "not ready"},
+		{[]string{"rootfs", "ls", "./nowhere.ext4"}, 3, "no such image"},
+		{[]string{"serve", "--listen", "nonsense"}, 2, "listen"},
+		{[]string{"serve", "--config", "/nowhere.toml"}, 2, "/nowhere.toml"},
+	} {
+		r := runKiln(empty, c.args...)
+		if r.code != c.code || !strings.Contains(r.stdout+r.stderr, c.want) {
+			t.Errorf("kiln %s: exit code %d, want %d with %q\n%s%s", strings.Join(c.args, " "), r.code, c.code, c.want, r.stdout, r.stderr)
+		}
+		if c.code != 0 && r.stdout != "" {
+			t.Errorf("kiln %s: an error on standard output: %q", strings.Join(c.args, " "), r.stdout)
+		}
+	}
+}
+
+func TestServerIsFound(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "server.json"), []byte(`{"url":"http://127.0.0.1:1","pid":1}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(server.TokenPath(dir), []byte("secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		args []string
+		env  map[string]string
+		want string
+	}{
+		"data directory":       {nil, map[string]string{"KILN_DATA_DIR": dir}, "http://127.0.0.1:1"},
+		"flag over variable":   {[]string{"--data-dir", dir}, map[string]string{"KILN_DATA_DIR": "/nowhere"}, "http://127.0.0.1:1"},
+		"server variable":      {nil, map[string]string{"KILN_DATA_DIR": dir, "KILN_SERVER": "http://127.0.0.1:2"}, "http://127.0.0.1:2"},
+		"server flag":          {[]string{"--server", "http://127.0.0.1:3"}, map[string]string{"KILN_DATA_DIR": dir, "KILN_SERVER": "http://127.0.0.1:2"}, "http://127.0.0.1:3"},
+		"server is no address": {[]string{"--server", "127.0.0.1"}, nil, "is not a URL"},
+	} {
+		r := runKiln(c.env, append(c.args, "templates", "list")...)
+		if r.code == 0 || !strings.Contains(r.stderr, c.want) {
+			t.Errorf("%s: %d %s", name, r.code, r.stderr)
+		}
+	}
+	a := &app{dataDir: dir, lookupEnv: func(string) (string, bool) { return "", false }}
+	if token, err := a.localToken(); err != nil || token != "secret" {
+		t.Errorf("token %q, %v", token, err)
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	for code, want := range map[kiln.ErrorCode]int{
+		kiln.CodeInternal: 1, kiln.CodeInvalid: 2, kiln.CodeNotFound: 3, kiln.CodeConflict: 4, kiln.CodeUnauthorized: 5, kiln.CodeForbidden: 5,
+		kiln.CodeUnavailable: 6, kiln.CodeExhausted: 6, kiln.CodeTimeout: 6, kiln.CodeBuildFailed: 7, kiln.CodeCanceled: 130,
+	} {
+		err := fmt.Errorf("wrapped: %w", kiln.Errorf(code, "x"))
+		if got := exitCode(t.Context(), err); got != want {
+			t.Errorf("%s: %d, want %d", code, got, want)
+		}
+		if got := exitCode(t.Context(), ownFailure(err)); got != 125 {
+			t.Errorf("%s of a sandbox command: %d, want 125", code, got)
+		}
+	}
+	interrupted, cancel := context.WithCancel(t.Context())
+	cancel()
+	if got := exitCode(interrupted, context.Canceled); got != 130 {
+		t.Errorf("interrupted: %d, want 130", got)
+	}
+}
+
+func TestErrorsAreShortAndSayWhatToDo(t *testing.T) {
+	for name, c := range map[string]struct {
+		err  error
+		want string
+	}{
+		"plain":       {fmt.Errorf("a\nb"), "kiln: a; b\n"},
+		"with a hint": {fmt.Errorf("x: %w", kiln.Errorf(kiln.CodeInvalid, "no").WithHint("do so")), "kiln: no\nhint: do so\n"},
+		"build": {
+			&kiln.BuildError{Stage: kiln.StageImage, Message: "exit code: 3", File: "Dockerfile", Line: 2, Source: "RUN false \\\n  || exit 3", Output: []string{"one", "two"}, Hint: "look"},
+			"kiln: image: Dockerfile:2: exit code: 3\n  2 | RUN false \\\n    |   || exit 3\nlast output:\n  | one\n  | two\nhint: look\n",
+		},
+	} {
+		var b bytes.Buffer
+		printError(&b, c.err)
+		if b.String() != c.want {
+			t.Errorf("%s: got\n%swant\n%s", name, b.String(), c.want)
+		}
+	}
+}
+
+func TestChecksAsJSON(t *testing.T) {
+	r := runKiln(map[string]string{"KILN_DATA_DIR": t.TempDir()}, "doctor", "-o", "json")
+	var checks []struct{ Name, Status, Detail, Fix string }
+	if err := json.Unmarshal([]byte(r.stdout), &checks); err != nil || len(checks) < 8 {
+		t.Fatalf("%v\n%s%s", err, r.stdout, r.stderr)
+	}
+	failed := false
+	for _, c := range checks {
+		failed = failed || c.Status == "fail"
+		if c.Status == "fail" && c.Fix == "" {
+			t.Errorf("%s failed without a remedy", c.Name)
+		}
+	}
+	if failed != (r.code == 1) {
+		t.Errorf("exit code %d, failed %v", r.code, failed)
+	}
+}
