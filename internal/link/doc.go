@@ -7,7 +7,8 @@
 //
 // Everything on the stream is a frame; integers are big-endian:
 //
-//	kind    1 byte    1 hello (host to guest), 2 welcome (guest to host), 3 data
+//	kind    1 byte    1 hello (host to guest), 2 welcome (guest to host), 3 data,
+//	                  4 bye (host to guest: the session has ended)
 //	length  2 bytes   of the payload
 //	epoch   8 bytes   the session that the frame belongs to
 //	payload           at most [maxHostPayload] from the host, [maxGuestPayload] from the guest

@@ -11,6 +11,7 @@ const (
 	kindHello   = 1
 	kindWelcome = 2
 	kindData    = 3
+	kindBye     = 4
 
 	headerSize = 1 + 2 + 8
 	overhead   = headerSize + 1
@@ -84,7 +85,7 @@ func (fr *frameReader) next() (frame, error) {
 		return frame{}, err
 	}
 	length := int(binary.BigEndian.Uint16(h[:2]))
-	if kind > kindData || length > fr.limit {
+	if kind > kindBye || length > fr.limit {
 		fr.lost = true
 		return frame{}, errLost
 	}

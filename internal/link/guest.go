@@ -89,6 +89,8 @@ func (l *Listener) run(ctx context.Context) error {
 			}
 		case f.kind == kindData:
 			l.deliver(f)
+		case f.kind == kindBye && l.isEpoch(f.epoch):
+			l.replace(nil)
 		}
 	}
 }
@@ -131,6 +133,12 @@ func (l *Listener) isCurrent(s *guestSession) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.current == s
+}
+
+func (l *Listener) isEpoch(epoch uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.current != nil && l.current.nonce.epoch() == epoch
 }
 
 func (l *Listener) deliver(f frame) {

@@ -20,8 +20,10 @@ const helloInterval = time.Second
 
 // Session is the host's side of a link.
 type Session struct {
-	conn net.Conn
-	mux  *yamux.Session
+	conn  net.Conn
+	mux   *yamux.Session
+	epoch uint64
+	bye   sync.Once
 }
 
 // Dial takes over conn, ends whatever session the guest had on it, and returns a new
@@ -38,7 +40,7 @@ func Dial(ctx context.Context, conn net.Conn) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Session{conn: conn, mux: mux}, nil
+	return &Session{conn: conn, mux: mux, epoch: n.epoch()}, nil
 }
 
 // handshake sends hello, repeatedly, and reads until the answer to it.
@@ -139,10 +141,18 @@ func (s *Session) Open(ctx context.Context) (net.Conn, error) {
 // because the guest broke the protocol.
 func (s *Session) Done() <-chan struct{} { return s.mux.CloseChan() }
 
-// Close ends the session and its connections. The stream below stays open and belongs
-// to the caller, who may Dial on it again.
+// byeTimeout bounds the last words to a guest that may not be reading.
+const byeTimeout = 100 * time.Millisecond
+
+// Close ends the session and its connections, and tells the guest so, if it listens. The
+// stream below stays open and belongs to the caller, who may Dial on it again.
 func (s *Session) Close() error {
 	err := s.mux.Close()
+	s.bye.Do(func() {
+		_ = s.conn.SetDeadline(time.Now().Add(byeTimeout))
+		// Behind zeros, like hello: the last write may have been interrupted.
+		_, _ = s.conn.Write(appendFrame(make([]byte, maxHostFrame, 2*maxHostFrame), kindBye, s.epoch, nil))
+	})
 	return errors.Join(err, s.conn.SetDeadline(time.Time{}))
 }
 

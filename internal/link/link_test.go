@@ -255,6 +255,31 @@ func TestHostGoneEndsConnections(t *testing.T) {
 	}
 }
 
+// A guest that is told has nothing of the session left when it is captured.
+func TestCloseEndsTheGuestsConnections(t *testing.T) {
+	w := newWire()
+	ended := make(chan struct{})
+	serve(t, w, func(c net.Conn) {
+		echo(c)
+		close(ended)
+	})
+	s := dial(t, w.attach(t, -1, -1, false))
+	c, err := s.Open(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	<-ended
+}
+
 func TestListenerClose(t *testing.T) {
 	w := newWire()
 	l := serve(t, w, echo)

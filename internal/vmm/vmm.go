@@ -78,7 +78,8 @@ type Machine interface {
 	// Pause stops the virtual CPUs; Resume lets them run again. Both are idempotent.
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
-	// Capture saves a paused machine that was booted with Config.Memory. On return
+	// Capture saves a paused machine that was booted with Config.Memory. It may let the
+	// guest run on for a moment, without connections, until it idles. On return
 	// s.Memory and s.State exist and the machine is still paused; it must be killed
 	// next, since s.Memory may be the memory it runs on. All connections made by Dial
 	// are closed.

@@ -134,7 +134,10 @@ func (m *machine) Capture(ctx context.Context, s vmm.State) error {
 }
 
 func (m *machine) capture(ctx context.Context, s vmm.State) error {
-	if err := m.unlink(ctx); err != nil {
+	if err := m.calm(ctx); err != nil {
+		return err
+	}
+	if err := m.drain(ctx); err != nil {
 		return err
 	}
 	if err := m.save(ctx, s.State); err != nil {
@@ -147,11 +150,10 @@ func (m *machine) capture(ctx context.Context, s vmm.State) error {
 	return os.Rename(m.memory.path, s.Memory)
 }
 
-// unlink ends all connections and waits until QEMU takes nothing more from the guest's
-// channel: a paused guest is still given what is on its way, and memory and device state,
-// saved one after the other, would disagree. What stays in the socket is lost, as the link
-// expects. The guest is not told: for it the next host just follows.
-func (m *machine) unlink(ctx context.Context) error {
+// calm ends all connections and lets the guest run on until it has nothing more to do:
+// what it has left to do at the capture every clone would do again, before anything else.
+// The machine is paused afterwards.
+func (m *machine) calm(ctx context.Context) error {
 	select {
 	case m.dialing <- struct{}{}:
 		defer func() { <-m.dialing }()
@@ -159,10 +161,23 @@ func (m *machine) unlink(ctx context.Context) error {
 		return ctx.Err()
 	}
 	m.captured = true
+	if err := m.qmp.run(ctx, "cont", nil); err != nil {
+		return err
+	}
 	if m.session != nil {
 		_ = m.session.Close() // ended either way
 		m.session = nil
 	}
+	if err := awaitIdle(ctx, m.PID()); err != nil {
+		return err
+	}
+	return m.qmp.run(ctx, "stop", nil)
+}
+
+// drain waits until QEMU takes nothing more from the guest's channel: a paused guest is
+// still given what is on its way, and memory and device state, saved one after the other,
+// would disagree. What stays in the socket is lost, as the link expects.
+func (m *machine) drain(ctx context.Context) error {
 	// QEMU's main loop reads the channel as long as the guest has buffers, and answers
 	// commands in between.
 	for calm, last := 0, -1; calm < 3; {

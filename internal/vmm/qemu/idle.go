@@ -1,0 +1,71 @@
+package qemu
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	// idleSpan is how long a process must use next to no CPU time to count as idle.
+	idleSpan = 250 * time.Millisecond
+	// idleShare is the part of idleSpan that an idle process may use: a guest's clock ticks.
+	idleShare = 0.1
+	// idlePatience bounds the wait for a guest that is never idle, such as one with a server
+	// that polls.
+	idlePatience = 3 * time.Second
+)
+
+// awaitIdle returns when a process has been idle, or has had its chance to be. Nothing
+// tells of that: CPU time is looked at in intervals.
+func awaitIdle(ctx context.Context, pid int) error {
+	tick := time.NewTicker(idleSpan)
+	defer tick.Stop()
+	last, err := cpuTime(pid)
+	if err != nil {
+		return err
+	}
+	for begun := time.Now(); time.Since(begun) < idlePatience; {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		now, err := cpuTime(pid)
+		if err != nil {
+			return err
+		}
+		if now-last < time.Duration(idleShare*float64(idleSpan)) {
+			return nil
+		}
+		last = now
+	}
+	return nil
+}
+
+// cpuTime returns what the living threads of a process have used, from the first field of
+// their schedstat files (Documentation/scheduler/sched-stats.rst in Linux).
+func cpuTime(pid int) (time.Duration, error) {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	if err != nil {
+		return 0, err
+	}
+	var sum time.Duration
+	for _, path := range threads {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue // that thread has ended
+		}
+		used, _, _ := strings.Cut(string(b), " ")
+		n, err := strconv.ParseInt(used, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", path, err)
+		}
+		sum += time.Duration(n)
+	}
+	return sum, nil
+}
