@@ -108,10 +108,10 @@ func (m *Manager) restore(ctx context.Context, b *box, snap *kiln.Snapshot, requ
 	if err := dial.connect(ctx); err != nil {
 		return fmt.Errorf("the guest daemon does not answer: %w", err)
 	}
-	b.change(func(s *kiln.Sandbox) { s.BootMode, s.BootTime = kiln.BootSnapshot, time.Since(requested) })
 	if err := b.client.SetIdentity(ctx, b.identity()); err != nil {
 		return fmt.Errorf("identity: %w", err)
 	}
+	b.change(func(s *kiln.Sandbox) { s.BootMode, s.BootTime = kiln.BootSnapshot, time.Since(requested) })
 	return nil
 }
 
