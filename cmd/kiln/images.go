@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -45,9 +46,8 @@ so themselves when no registry can be reached.`,
 			if err != nil {
 				return err
 			}
-			defer images.Close()
 			base, err := images.Bootstrap(cmd.Context(), args[0], linesTo(a.progress()))
-			if err != nil {
+			if err := errors.Join(err, images.Close()); err != nil {
 				return err
 			}
 			if a.json() {

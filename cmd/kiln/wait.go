@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -50,12 +51,8 @@ func (a *app) waitReady(ctx context.Context) error {
 		if ctx.Err() == nil {
 			last = err
 		}
-		switch kiln.CodeOf(err) {
-		case kiln.CodeUnavailable:
-		default:
-			if ctx.Err() == nil {
-				return err // waiting does not mend a wrong address
-			}
+		if kiln.CodeOf(err) != kiln.CodeUnavailable && ctx.Err() == nil {
+			return err // waiting does not mend a wrong address
 		}
 		select {
 		case <-tick.C:
@@ -70,7 +67,8 @@ func (a *app) waitReady(ctx context.Context) error {
 
 // message is an error without its hint.
 func message(err error) string {
-	if e, ok := err.(*kiln.Error); ok {
+	var e *kiln.Error
+	if errors.As(err, &e) {
 		return e.Message
 	}
 	return err.Error()

@@ -364,6 +364,23 @@ func TestSandboxRoutes(t *testing.T) {
 	}
 }
 
+// A file whose reading fails half-way must not look like a shorter file.
+func TestBrokenDownloadIsNoShortFile(t *testing.T) {
+	ts := newTestServer(t, nil)
+	id := ts.sandbox(t)
+	ts.sandboxes.guest.files["/broken"] = bytes.Repeat([]byte("x"), 100_000)
+	req, _ := http.NewRequest(http.MethodGet, ts.URL+"/v1/sandboxes/"+id+"/fs?path=/broken", nil)
+	req.Header.Set("Authorization", "Bearer "+testToken)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if n, err := io.Copy(io.Discard, resp.Body); err == nil {
+		t.Errorf("%d bytes came without an error", n)
+	}
+}
+
 func TestOtherOrganisationsDoNotExist(t *testing.T) {
 	ts := newTestServer(t, nil)
 	id := ts.sandbox(t)

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/kilnvm/kiln"
@@ -266,7 +267,11 @@ func (g *hostGuest) content(path string) ([]byte, error) {
 
 func (g *hostGuest) ReadFile(_ context.Context, path string) (io.ReadCloser, error) {
 	b, err := g.content(path)
-	return io.NopCloser(bytes.NewReader(b)), err
+	var r io.Reader = bytes.NewReader(b)
+	if path == "/broken" {
+		r = io.MultiReader(r, iotest.ErrReader(io.ErrUnexpectedEOF))
+	}
+	return io.NopCloser(r), err
 }
 
 func (g *hostGuest) WriteFile(_ context.Context, path string, r io.Reader) error {

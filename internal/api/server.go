@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
@@ -110,8 +111,11 @@ func (s *Server) recovering(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() {
 			v := recover()
-			if v == nil || v == http.ErrAbortHandler {
+			if v == nil {
 				return
+			}
+			if err, ok := v.(error); ok && errors.Is(err, http.ErrAbortHandler) {
+				panic(v) // cut the connection: the answer is not whole
 			}
 			s.log.ErrorContext(r.Context(), "panic", "request", r.Method+" "+r.URL.Path, "panic", v, "stack", string(debug.Stack()))
 			writeError(w, newError(kiln.CodeInternal, "internal error", "the server's log says more"))

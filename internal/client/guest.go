@@ -60,7 +60,8 @@ func (t *throughProxy) refusal(resp *http.Response) error {
 		SandboxID string `json:"sandboxId"`
 		Message   string `json:"message"`
 	}
-	if json.Unmarshal(body, &answer) != nil || answer.SandboxID == "" {
+	isProxys := json.Unmarshal(body, &answer) == nil && answer.SandboxID != ""
+	if !isProxys {
 		resp.Body = struct {
 			io.Reader
 			io.Closer

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -197,7 +198,7 @@ func (c *Config) checkListen() error {
 	if err != nil {
 		return invalid("listen", "%q is not HOST:PORT", c.Listen)
 	}
-	if _, err := net.LookupPort("tcp", port); err != nil {
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		return invalid("listen", "%q has no valid port", c.Listen)
 	}
 	if strings.ContainsAny(host, "/ ") {
