@@ -27,7 +27,6 @@ type node struct {
 	link     []byte // target of a symlink; path of what a hardlink names
 	xattrs   []xattr
 	size     int64
-	sparse   bool
 	runs     []run // data of a regular file, in blocks
 	ref      []byte
 	names    []byte // digest of all names of a file that has several
@@ -73,9 +72,6 @@ func (n *node) isDir() bool { return n.typ == kiln.TypeDirectory }
 
 // path returns the path for messages.
 func (n *node) path() string { return keyPath(n.key) }
-
-// name returns the last element of the path.
-func (n *node) name() []byte { return n.key[lastElement(n.key):] }
 
 func keyPath(key []byte) string {
 	if len(key) == 0 {

@@ -206,7 +206,7 @@ func Compare(a, b []Facts) []Difference {
 		}
 	}
 	for len(a) > 0 || len(b) > 0 {
-		order := 0
+		var order int
 		switch {
 		case len(a) == 0:
 			order = 1

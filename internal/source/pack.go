@@ -228,7 +228,8 @@ func pathInside(dir, file string) (string, bool, error) {
 		}
 	}
 	rel, err := filepath.Rel(realDir, realFile)
-	if err != nil || !filepath.IsLocal(rel) {
+	inside := err == nil && filepath.IsLocal(rel)
+	if !inside {
 		return "", false, nil
 	}
 	return filepath.ToSlash(rel), true, nil
