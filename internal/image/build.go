@@ -6,15 +6,13 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	frontend "github.com/moby/buildkit/frontend/dockerfile/builder"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/secrets/secretsprovider"
-	"github.com/moby/buildkit/util/entitlements"
 	"github.com/moby/buildkit/util/progress/progressui"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/tonistiigi/fsutil"
@@ -32,12 +30,16 @@ func (b *Builder) Build(ctx context.Context, src kiln.Source, bases []kiln.BaseI
 	if err != nil {
 		return nil, err
 	}
-	opt, err := b.solveOpt(src, file, bases)
+	images, err := b.locate(bases)
+	if err != nil {
+		return nil, err
+	}
+	opt, err := solveOpt(src, file)
 	if err != nil {
 		return nil, err
 	}
 	job := &job{file: file, opt: opt, history: newHistory(), redact: newRedactor(src.Options.Secrets), progress: progress}
-	root, err := b.daemon.solve(ctx, job.run)
+	root, err := b.daemon.solve(ctx, images, job.run)
 	if err != nil {
 		return nil, job.explain(ctx, err)
 	}
@@ -49,8 +51,21 @@ func (b *Builder) Build(ctx context.Context, src kiln.Source, bases []kiln.BaseI
 	return &kiln.Image{Config: config, Root: root}, nil
 }
 
-// solveOpt says what is to be built, for client.Client.Build.
-func (b *Builder) solveOpt(src kiln.Source, file *dockerfile, bases []kiln.BaseImage) (client.SolveOpt, error) {
+// locate finds the content of the bases again.
+func (b *Builder) locate(bases []kiln.BaseImage) ([]base.Image, error) {
+	images := make([]base.Image, len(bases))
+	for i, want := range bases {
+		img, err := b.resolver.Locate(want)
+		if err != nil {
+			return nil, kiln.Errorf(kiln.CodeUnavailable, "base image %s is no longer available: %w", want.Name, err).WithHint("build again")
+		}
+		images[i] = img
+	}
+	return images, nil
+}
+
+// solveOpt says what is to be built.
+func solveOpt(src kiln.Source, file *dockerfile) (client.SolveOpt, error) {
 	contextFS, err := fsutil.NewFS(src.Dir)
 	if err != nil {
 		return client.SolveOpt{}, fmt.Errorf("build context: %w", err)
@@ -69,51 +84,17 @@ func (b *Builder) solveOpt(src kiln.Source, file *dockerfile, bases []kiln.BaseI
 	for name, value := range src.Options.Args {
 		attrs["build-arg:"+name] = value
 	}
-	stores, err := b.baseContexts(bases, attrs)
-	if err != nil {
-		return client.SolveOpt{}, err
-	}
 	opt := client.SolveOpt{
 		FrontendAttrs: attrs,
 		LocalMounts:   map[string]fsutil.FS{"context": contextFS, "dockerfile": contextFS},
-		OCIStores:     stores,
 		SharedKey:     "kiln",
 		Internal:      true, // no history entry: Kiln keeps its own
-	}
-	if b.opts.Address == "" {
-		// RUN --network=host is what RUN means in the child anyway; another daemon has
-		// rules of its own.
-		opt.AllowedEntitlements = []string{string(entitlements.EntitlementNetworkHost)}
 	}
 	if len(src.Options.Secrets) > 0 {
 		opt.Session = []session.Attachable{secretsprovider.FromMap(maps.Clone(src.Options.Secrets))}
 	}
 	return opt, nil
 }
-
-// baseContexts makes the frontend take each base image, by digest, from the layout that
-// has it.
-func (b *Builder) baseContexts(bases []kiln.BaseImage, attrs map[string]string) (map[string]content.Store, error) {
-	stores := map[string]content.Store{}
-	ids := map[string]string{} // by layout folder
-	for _, want := range bases {
-		img, err := b.resolver.Locate(want)
-		if err != nil {
-			return nil, kiln.Errorf(kiln.CodeUnavailable, "base image %s is no longer available: %w", want.Name, err).WithHint("build again")
-		}
-		id, ok := ids[img.Layout]
-		if !ok {
-			id = fmt.Sprintf("layout%d", len(ids))
-			ids[img.Layout] = id
-			stores[id] = base.ContentStore(img.Layout)
-		}
-		attrs["context:"+contextName(img.Ref)] = fmt.Sprintf("oci-layout://%s@%s", id, img.Digest)
-	}
-	return stores, nil
-}
-
-// contextName is the name under which BuildKit looks for a replacement of an image.
-func contextName(ref base.Name) string { return strings.TrimSuffix(ref.String(), ":latest") }
 
 // job is one build.
 type job struct {
@@ -125,13 +106,17 @@ type job struct {
 	config   []byte // image configuration, once built
 }
 
-// run is a solveFunc.
-func (j *job) run(ctx context.Context, c *client.Client, export client.ExportEntry) error {
+// run performs the build. The Dockerfile frontend runs here, in this process, so that a
+// Dockerfile means the same whatever version of BuildKit executes its steps.
+func (j *job) run(ctx context.Context, t target) error {
 	opt := j.opt
-	opt.Exports = []client.ExportEntry{export}
+	opt.Exports = []client.ExportEntry{t.export}
+	opt.OCIStores = t.bases.stores
+	opt.AllowedEntitlements = t.entitlements
 	opt.FrontendAttrs = maps.Clone(j.opt.FrontendAttrs)
+	maps.Copy(opt.FrontendAttrs, t.bases.attrs)
 	solve := func(ctx context.Context, gw gateway.Client) (*gateway.Result, error) {
-		result, err := gw.Solve(ctx, gateway.SolveRequest{Frontend: "dockerfile.v0", FrontendOpt: j.opt.FrontendAttrs})
+		result, err := frontend.Build(ctx, gw)
 		if err != nil {
 			return nil, err
 		}
@@ -141,7 +126,7 @@ func (j *job) run(ctx context.Context, c *client.Client, export client.ExportEnt
 	statuses := make(chan *client.SolveStatus)
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		_, err := c.Build(groupCtx, opt, "", solve, statuses) // closes statuses
+		_, err := t.client.Build(groupCtx, opt, "", solve, statuses) // closes statuses
 		return err
 	})
 	group.Go(func() error { return j.follow(statuses) })

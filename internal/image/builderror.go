@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
@@ -116,8 +117,16 @@ func (d *dockerfile) solveError(ctx context.Context, err error, h *history, reda
 		if vertex != nil {
 			step = digest.Digest(vertex.Digest)
 		}
-		for _, line := range h.output(step) {
-			fault.Output = append(fault.Output, redact.clean(line))
+		fault.Output = redact.cleanAll(h.output(step))
+	}
+	if name := h.failed(); !located && name != "" {
+		// Old daemons say where and how a step failed in words only.
+		if m := exitCode.FindStringSubmatch(fault.Message); m != nil {
+			fault.ExitCode, _ = strconv.Atoi(m[1])
+			fault.Line = d.lineOf(name)
+			fault.Source = redact.clean(d.line(fault.Line))
+			fault.Output = redact.cleanAll(h.output(""))
+			located = true
 		}
 	}
 	if !located {
@@ -166,6 +175,7 @@ func clean(message string) string {
 var (
 	// notAllowed is BuildKit's refusal of a privileged step, which names no line.
 	notAllowed = regexp.MustCompile(`[a-z]+\.[a-z]+ is not allowed$`)
+	exitCode   = regexp.MustCompile(`exit code: (\d+)$`)
 	// notStarted is what runc prints when it cannot start a command at all; its own exit
 	// code then says nothing.
 	notStarted = regexp.MustCompile(`unable to start container process: (.*)$`)

@@ -3,25 +3,64 @@ package image
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/moby/buildkit/client"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/image/base"
 	"github.com/kilnvm/kiln/internal/image/builder"
 )
 
 // daemon is a BuildKit that builds.
 type daemon interface {
-	// solve runs one build and returns its root filesystem. run performs the build with
-	// the given client and export entry.
-	solve(ctx context.Context, run solveFunc) (kiln.EntrySource, error)
+	// solve runs one build on the given bases and returns its root filesystem. run
+	// performs the build.
+	solve(ctx context.Context, bases []base.Image, run func(context.Context, target) error) (kiln.EntrySource, error)
 	Close() error
 }
 
-// solveFunc runs a build whose result goes where export says.
-type solveFunc func(ctx context.Context, c *client.Client, export client.ExportEntry) error
+// target is where one build runs.
+type target struct {
+	client *client.Client
+	export client.ExportEntry // where the result goes
+	bases  baseContexts
+	// entitlements are what RUN steps may ask for.
+	entitlements []string
+}
+
+// baseContexts tell the Dockerfile frontend where to take base images from.
+type baseContexts struct {
+	attrs  map[string]string        // frontend attributes
+	stores map[string]content.Store // that the attributes name
+}
+
+// layoutContexts makes the frontend take each base image, by digest, from the layout
+// that has it.
+func layoutContexts(bases []base.Image) baseContexts {
+	c := baseContexts{attrs: map[string]string{}, stores: map[string]content.Store{}}
+	ids := map[string]string{} // by layout folder
+	for _, img := range bases {
+		id, ok := ids[img.Layout]
+		if !ok {
+			id = fmt.Sprintf("layout%d", len(ids))
+			ids[img.Layout] = id
+			c.stores[id] = base.ContentStore(img.Layout)
+		}
+		c.attrs[contextAttr(img.Ref)] = fmt.Sprintf("oci-layout://%s@%s", id, img.Digest)
+	}
+	return c
+}
+
+// contextAttr is the attribute that replaces an image.
+func contextAttr(ref base.Name) string { return "context:" + contextName(ref) }
+
+// contextName is the name under which BuildKit looks for a replacement of an image.
+func contextName(ref base.Name) string { return strings.TrimSuffix(ref.String(), ":latest") }
 
 func newDaemon(opts Options) (daemon, error) {
 	if opts.Address != "" {

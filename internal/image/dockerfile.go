@@ -1,10 +1,13 @@
 package image
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"os"
 	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
 
 	"github.com/kilnvm/kiln"
 )
@@ -63,6 +66,25 @@ func (d *dockerfile) lineWith(text string) int {
 	for i, line := range strings.Split(string(d.content), "\n") {
 		if strings.Contains(line, text) {
 			return i + 1
+		}
+	}
+	return 0
+}
+
+// lineOf returns the line of the instruction that a step of BuildKit's runs, or 0. The
+// name of a step is "[stage 2/3] INSTRUCTION".
+func (d *dockerfile) lineOf(step string) int {
+	_, instruction, ok := strings.Cut(step, "] ")
+	if !ok {
+		return 0
+	}
+	parsed, err := parser.Parse(bytes.NewReader(d.content))
+	if err != nil {
+		return 0
+	}
+	for _, node := range parsed.AST.Children {
+		if strings.Join(strings.Fields(node.Original), " ") == strings.Join(strings.Fields(instruction), " ") {
+			return node.StartLine
 		}
 	}
 	return 0

@@ -8,8 +8,10 @@ import (
 
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/identity"
+	"github.com/moby/buildkit/util/entitlements"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/image/base"
 	"github.com/kilnvm/kiln/internal/image/builder"
 )
 
@@ -28,13 +30,25 @@ func newLocal(opts Options) (*local, error) {
 	return &local{child: child{cfg: cfg, idle: opts.IdleTimeout}, walk: opts.Walk}, nil
 }
 
-func (l *local) solve(ctx context.Context, run solveFunc) (kiln.EntrySource, error) {
+func (l *local) solve(ctx context.Context, bases []base.Image, run func(context.Context, target) error) (kiln.EntrySource, error) {
 	process, release, err := l.acquire(ctx)
 	if err != nil {
 		return nil, err
 	}
 	result := process.Expect(identity.NewID())
-	root, err := l.solveIn(ctx, process, result, run)
+	err = run(ctx, target{
+		client: process.Client(),
+		export: client.ExportEntry{Type: builder.ExporterName, Attrs: result.Attrs()},
+		bases:  layoutContexts(bases),
+		// RUN --network=host is what RUN means in the child anyway.
+		entitlements: []string{string(entitlements.EntitlementNetworkHost)},
+	})
+	var root kiln.EntrySource
+	if err != nil {
+		err = process.Explain(err)
+	} else {
+		root, err = l.read(ctx, result)
+	}
 	if err != nil {
 		err = errors.Join(err, result.Release())
 		release()
@@ -46,11 +60,8 @@ func (l *local) solve(ctx context.Context, run solveFunc) (kiln.EntrySource, err
 	}}, nil
 }
 
-func (l *local) solveIn(ctx context.Context, process *builder.Process, result *builder.Result, run solveFunc) (kiln.EntrySource, error) {
-	export := client.ExportEntry{Type: builder.ExporterName, Attrs: result.Attrs()}
-	if err := run(ctx, process.Client(), export); err != nil {
-		return nil, process.Explain(err)
-	}
+// read turns a finished result into entries.
+func (l *local) read(ctx context.Context, result *builder.Result) (kiln.EntrySource, error) {
 	dir, err := result.Dir(ctx)
 	if err != nil {
 		return nil, err

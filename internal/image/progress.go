@@ -36,6 +36,13 @@ func newRedactor(secrets map[string][]byte) redactor {
 
 func (r redactor) clean(s string) string { return r.replacer.Replace(s) }
 
+func (r redactor) cleanAll(lines []string) []string {
+	for i, line := range lines {
+		lines[i] = r.clean(line)
+	}
+	return lines
+}
+
 // lineWriter passes text on line by line.
 type lineWriter struct {
 	progress kiln.Progress
@@ -156,4 +163,16 @@ func (h *history) running() string {
 		}
 	}
 	return name
+}
+
+// failed names the step that failed first, or "".
+func (h *history) failed() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.order {
+		if s.failed {
+			return s.name
+		}
+	}
+	return ""
 }

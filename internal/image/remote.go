@@ -8,13 +8,13 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/textproto"
 	"net/url"
 	"time"
 
 	"github.com/moby/buildkit/client"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/image/base"
 )
 
 // connectTimeout bounds connecting to a daemon and the first answer.
@@ -44,8 +44,19 @@ func newRemote(address string, fromTar func(io.Reader) (kiln.EntrySource, error)
 
 func (r *remote) Close() error { return nil }
 
-func (r *remote) solve(ctx context.Context, run solveFunc) (kiln.EntrySource, error) {
-	c, err := r.connect(ctx)
+func (r *remote) solve(ctx context.Context, bases []base.Image, run func(context.Context, target) error) (kiln.EntrySource, error) {
+	engine, err := r.isDockerEngine(ctx)
+	if err != nil {
+		return nil, kiln.Errorf(kiln.CodeUnavailable, "builder %s cannot be reached: %w", r.display, err).
+			WithHint("start it, or configure no address to build without a daemon")
+	}
+	contexts := layoutContexts(bases)
+	if engine {
+		if contexts, err = r.loadBases(ctx, bases); err != nil {
+			return nil, fmt.Errorf("docker engine %s: %w", r.display, err)
+		}
+	}
+	c, err := r.connect(ctx, engine)
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +67,7 @@ func (r *remote) solve(ctx context.Context, run solveFunc) (kiln.EntrySource, er
 	}}
 	solved := make(chan error, 1)
 	go func() {
-		err := run(ctx, c, export)
+		err := run(ctx, target{client: c, export: export, bases: contexts})
 		writer.CloseWithError(err) // nil is EOF: the stream has been closed already
 		solved <- err
 	}()
@@ -74,13 +85,8 @@ func (r *remote) solve(ctx context.Context, run solveFunc) (kiln.EntrySource, er
 	return root, readErr
 }
 
-// connect finds out what listens and returns a client for it.
-func (r *remote) connect(ctx context.Context) (*client.Client, error) {
-	engine, err := r.isDockerEngine(ctx)
-	if err != nil {
-		return nil, kiln.Errorf(kiln.CodeUnavailable, "builder %s cannot be reached: %w", r.display, err).
-			WithHint("start it, or configure no address to build without a daemon")
-	}
+// connect returns a client for what listens at the address.
+func (r *remote) connect(ctx context.Context, engine bool) (*client.Client, error) {
 	dial := func(ctx context.Context, _ string) (net.Conn, error) { return r.dial(ctx) }
 	var opts []client.ClientOpt
 	if engine {
@@ -127,57 +133,3 @@ func (r *remote) isDockerEngine(ctx context.Context) (bool, error) {
 	defer resp.Body.Close()
 	return resp.StatusCode == http.StatusOK, nil
 }
-
-// hijack turns a request to Docker Engine into a connection for another protocol.
-func (r *remote) hijack(ctx context.Context, path, proto string, meta map[string][]string) (net.Conn, error) {
-	conn, err := r.dial(ctx)
-	if err != nil {
-		return nil, err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://docker"+path, nil)
-	if err != nil {
-		conn.Close()
-		return nil, err
-	}
-	for name, values := range meta {
-		req.Header[textproto.CanonicalMIMEHeaderKey(name)] = values
-	}
-	req.Header.Set("Connection", "Upgrade")
-	req.Header.Set("Upgrade", proto)
-	upgraded, err := upgrade(conn, req)
-	if err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("docker engine %s: %w", path, err)
-	}
-	return upgraded, nil
-}
-
-func upgrade(conn net.Conn, req *http.Request) (net.Conn, error) {
-	if err := conn.SetDeadline(time.Now().Add(connectTimeout)); err != nil {
-		return nil, err
-	}
-	if err := req.Write(conn); err != nil {
-		return nil, err
-	}
-	buffered := bufio.NewReader(conn)
-	resp, err := http.ReadResponse(buffered, req)
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusSwitchingProtocols {
-		resp.Body.Close()
-		return nil, fmt.Errorf("answered %s", resp.Status)
-	}
-	if err := conn.SetDeadline(time.Time{}); err != nil {
-		return nil, err
-	}
-	return &bufferedConn{Conn: conn, r: buffered}, nil
-}
-
-// bufferedConn reads first what arrived together with the answer.
-type bufferedConn struct {
-	net.Conn
-	r *bufio.Reader
-}
-
-func (c *bufferedConn) Read(p []byte) (int, error) { return c.r.Read(p) }

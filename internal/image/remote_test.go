@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -54,47 +53,108 @@ func buildkitd(t *testing.T) string {
 	return path
 }
 
-// startBuildkitd returns the address of a running daemon. Its mounts live in a namespace
-// of their own, so that they end with it.
+// startBuildkitd returns the address of a running daemon. Its processes and mounts live in
+// namespaces of their own, so that they end with it.
 func startBuildkitd(t *testing.T) string {
 	t.Helper()
 	testkit.RequireRoot(t)
 	testkit.RequireCommands(t, "runc")
 	dir := testkit.ShortTempDir(t)
 	socket := filepath.Join(dir, "s")
-	cmd := exec.Command(buildkitd(t),
+	cmd := exec.Command("unshare", "--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc", "--", buildkitd(t),
 		"--addr", "unix://"+socket, "--root", filepath.Join(dir, "root"),
 		"--otel-socket-path", filepath.Join(dir, "otel"), "--oci-worker-net", "host", "--containerd-worker=false")
+	startDaemon(t, cmd, socket)
+	return "unix://" + socket
+}
+
+// dockerd unpacks the host distribution's Docker Engine, once per machine, without
+// installing it.
+func dockerd(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(testkit.CacheDir(), "docker-engine")
+	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dir); err == nil {
+		return dir
+	}
+	tmp := t.TempDir()
+	download := exec.Command("apt-get", "download", "docker.io", "containerd")
+	download.Dir = tmp
+	if out, err := download.CombinedOutput(); err != nil {
+		t.Fatalf("download docker.io: %v\n%s", err, out)
+	}
+	debs, err := filepath.Glob(filepath.Join(tmp, "*.deb"))
+	if err != nil || len(debs) != 2 {
+		t.Fatalf("packages: %v %v", debs, err)
+	}
+	for _, deb := range debs {
+		if out, err := exec.Command("dpkg-deb", "-x", deb, dir+".tmp").CombinedOutput(); err != nil {
+			t.Fatalf("unpack %s: %v\n%s", deb, err, out)
+		}
+	}
+	if err := os.Rename(dir+".tmp", dir); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// startDockerd returns the address of a running Docker Engine with a network of its own
+// that leads nowhere.
+func startDockerd(t *testing.T) string {
+	t.Helper()
+	testkit.RequireRoot(t)
+	testkit.RequireCommands(t, "runc", "apt-get", "dpkg-deb")
+	engine, dir := dockerd(t), testkit.ShortTempDir(t)
+	socket := filepath.Join(dir, "s")
+	cmd := exec.Command("unshare", "--net", "--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc", "--",
+		filepath.Join(engine, "usr/sbin/dockerd"), "-H", "unix://"+socket, "--data-root", filepath.Join(dir, "root"),
+		"--exec-root", filepath.Join(dir, "exec"), "--pidfile", filepath.Join(dir, "pid"),
+		"--iptables=false", "--ip6tables=false")
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(engine, "usr/bin")+":"+os.Getenv("PATH"))
+	startDaemon(t, cmd, socket)
+	return "unix://" + socket
+}
+
+// startDaemon runs a daemon until the test ends.
+func startDaemon(t *testing.T, cmd *exec.Cmd, socket string) {
+	t.Helper()
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Unshareflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		cmd.Process.Signal(syscall.SIGTERM)
-		if err := cmd.Wait(); err != nil {
-			t.Logf("buildkitd: %v", err)
-		}
+		cmd.Process.Kill()
+		cmd.Wait()
 		if t.Failed() {
-			t.Logf("buildkitd:\n%s", output.Bytes())
+			t.Logf("daemon:\n%s", output.Bytes())
 		}
 	})
-	waitUntil(t, "buildkitd listens", func() bool {
+	waitUntil(t, "the daemon listens", func() bool {
 		conn, err := net.Dial("unix", socket)
 		if err == nil {
 			conn.Close()
 		}
 		return err == nil
 	})
-	return "unix://" + socket
 }
 
-// TestRemote builds in a BuildKit daemon that was there before.
-func TestRemote(t *testing.T) {
+func TestBuildKitDaemon(t *testing.T) { testRemote(t, startBuildkitd(t)) }
+
+func TestDockerEngine(t *testing.T) { testRemote(t, startDockerd(t)) }
+
+// testRemote builds in a daemon that was there before.
+func testRemote(t *testing.T, address string) {
 	opts := imagetest.Options(t)
 	opts.StateDir, opts.Walk = "", nil
-	opts.Address, opts.FromTar = startBuildkitd(t), readTar
+	opts.Address, opts.FromTar = address, readTar
 	b, err := image.New(opts)
 	if err != nil {
 		t.Fatal(err)

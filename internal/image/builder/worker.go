@@ -13,9 +13,6 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/control"
 	"github.com/moby/buildkit/executor/oci"
-	"github.com/moby/buildkit/frontend"
-	dockerfile "github.com/moby/buildkit/frontend/dockerfile/builder"
-	"github.com/moby/buildkit/frontend/gateway/forwarder"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/bboltcachestorage"
@@ -29,7 +26,7 @@ import (
 )
 
 // newController assembles BuildKit: one worker that runs containers with runc on
-// overlayfs snapshots, the Dockerfile frontend, and a cache in the state folder.
+// overlayfs snapshots, and a cache in the state folder. Frontends are the client's.
 func newController(cfg Config, results *results) (*control.Controller, error) {
 	sessions, err := session.NewManager()
 	if err != nil {
@@ -57,16 +54,13 @@ func newController(cfg Config, results *results) (*control.Controller, error) {
 	return control.NewController(control.Opt{
 		SessionManager:   sessions,
 		WorkerController: workers,
-		Frontends: map[string]frontend.Frontend{
-			"dockerfile.v0": forwarder.NewGatewayForwarder(workers.Infos(), dockerfile.Build),
-		},
-		CacheManager:   solver.NewCacheManager(context.Background(), "local", cache, worker.NewCacheResultStorage(workers)),
-		CacheStore:     cache,
-		HistoryDB:      history,
-		Entitlements:   []string{string(entitlements.EntitlementNetworkHost)},
-		LeaseManager:   w.LeaseManager(),
-		ContentStore:   w.ContentStore(),
-		GarbageCollect: w.GarbageCollect,
+		CacheManager:     solver.NewCacheManager(context.Background(), "local", cache, worker.NewCacheResultStorage(workers)),
+		CacheStore:       cache,
+		HistoryDB:        history,
+		Entitlements:     []string{string(entitlements.EntitlementNetworkHost)},
+		LeaseManager:     w.LeaseManager(),
+		ContentStore:     w.ContentStore(),
+		GarbageCollect:   w.GarbageCollect,
 	})
 }
 
