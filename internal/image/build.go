@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -13,10 +14,13 @@ import (
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/secrets/secretsprovider"
+	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/moby/buildkit/util/progress/progressui"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/tonistiigi/fsutil"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/image/base"
@@ -41,7 +45,7 @@ func (b *Builder) Build(ctx context.Context, src kiln.Source, bases []kiln.BaseI
 	job := &job{file: file, opt: opt, history: newHistory(), redact: newRedactor(src.Options.Secrets), progress: progress}
 	root, err := b.daemon.solve(ctx, images, job.run)
 	if err != nil {
-		return nil, job.explain(ctx, err)
+		return nil, b.checkSpace(job.explain(ctx, err))
 	}
 	config, err := imageConfig(job.config)
 	if err != nil {
@@ -49,6 +53,28 @@ func (b *Builder) Build(ctx context.Context, src kiln.Source, bases []kiln.BaseI
 		return nil, err
 	}
 	return &kiln.Image{Config: config, Root: root}, nil
+}
+
+// fullBelow is the free space in bytes under which a failure that has no other
+// explanation is put down to the disk.
+const fullBelow = 32 << 20
+
+// checkSpace says so if a build failed because its disk is full. BuildKit tells by a code
+// in some places and only in words in others, so the disk is asked too. What the user's
+// command reported about it is left as it is.
+func (b *Builder) checkSpace(err error) error {
+	var fault *kiln.BuildError
+	isFault := errors.As(err, &fault)
+	if b.opts.StateDir == "" || isFault && fault.ExitCode != 0 || !isFault && kiln.CodeOf(err) != kiln.CodeInternal {
+		return err
+	}
+	var fs unix.Statfs_t
+	full := unix.Statfs(b.opts.StateDir, &fs) == nil && fs.Bavail*uint64(fs.Bsize) < fullBelow
+	if !full && grpcerrors.Code(err) != codes.ResourceExhausted {
+		return err
+	}
+	return kiln.Errorf(kiln.CodeExhausted, "the disk of the build state folder %s is full: %w", b.opts.StateDir, err).
+		WithHint("free space there, or limit the build cache")
 }
 
 // locate finds the content of the bases again.

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/image"
 	"github.com/kilnvm/kiln/internal/image/imagetest"
@@ -217,5 +219,29 @@ func waitUntil(t *testing.T, what string, ok func() bool) {
 		case <-deadline:
 			t.Fatalf("waited too long until %s", what)
 		}
+	}
+}
+
+// TestHazard25DiskFull builds on a disk that is smaller than the base image.
+func TestHazard25DiskFull(t *testing.T) {
+	opts := imagetest.Options(t)
+	opts.StateDir = t.TempDir()
+	if err := unix.Mount("tmpfs", opts.StateDir, "tmpfs", 0, "size=100m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(opts.StateDir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	b, err := image.New(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	src := imagetest.Source(t, map[string]string{"Dockerfile": "FROM " + imagetest.BaseImage + "\nRUN true\n"})
+	err = attempt(t.Context(), b, src, kiln.DiscardProgress)
+	if kiln.CodeOf(err) != kiln.CodeExhausted || !strings.Contains(err.Error(), opts.StateDir) {
+		t.Errorf("error = %v, want one that says that the disk is full", err)
 	}
 }
