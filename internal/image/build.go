@@ -73,8 +73,15 @@ func (b *Builder) checkSpace(err error) error {
 	if !full && grpcerrors.Code(err) != codes.ResourceExhausted {
 		return err
 	}
-	return kiln.Errorf(kiln.CodeExhausted, "the disk of the build state folder %s is full: %w", b.opts.StateDir, err).
-		WithHint("free space there, or limit the build cache")
+	if isFault {
+		err = fault.Err // not the Dockerfile's fault after all
+	}
+	return &kiln.Error{
+		Code:    kiln.CodeExhausted,
+		Message: fmt.Sprintf("the disk of the build state folder %s is full", b.opts.StateDir),
+		Hint:    "free space there, or limit the build cache",
+		Err:     err,
+	}
 }
 
 // locate finds the content of the bases again.
