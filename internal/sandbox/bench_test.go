@@ -41,8 +41,8 @@ func BenchmarkStart(b *testing.B) {
 
 // measurements are durations sorted from quick to slow, and bytes.
 type measurements struct {
-	bare, restore, handedOut, command, cold []time.Duration
-	memory                                  []usage
+	bare, restore, command, cold []time.Duration
+	memory                       []usage
 }
 
 // usage is the memory of one clone's VMM in KiB.
@@ -52,17 +52,17 @@ func (h *vmHost) measureStarts(b *testing.B, rounds int) measurements {
 	var m measurements
 	for i := range rounds {
 		m.bare = append(m.bare, bareQEMU(b))
-		restored, handedOut, command := h.measureStart(b, kiln.BootSnapshot)
-		m.restore, m.handedOut, m.command = append(m.restore, restored), append(m.handedOut, handedOut), append(m.command, command)
+		restored, command := h.measureStart(b, kiln.BootSnapshot)
+		m.restore, m.command = append(m.restore, restored), append(m.command, command)
 		if i%20 == 0 {
 			snapshots := h.store.snapshots
 			h.store.snapshots = nil
-			cold, _, _ := h.measureStart(b, kiln.BootCold)
+			cold, _ := h.measureStart(b, kiln.BootCold)
 			h.store.snapshots = snapshots
 			m.cold = append(m.cold, cold)
 		}
 	}
-	for _, d := range [][]time.Duration{m.bare, m.restore, m.handedOut, m.command, m.cold} {
+	for _, d := range [][]time.Duration{m.bare, m.restore, m.command, m.cold} {
 		slices.Sort(d)
 	}
 	return m
@@ -95,12 +95,11 @@ func bareQEMU(b *testing.B) time.Duration {
 }
 
 // measureStart returns how long a sandbox took from the request to the daemon's first
-// answer, to its being handed out with an identity of its own, and to the end of its
-// first command.
-func (h *vmHost) measureStart(b *testing.B, want kiln.BootMode) (answer, handedOut, command time.Duration) {
+// answer, which after a restore is the one that gives it its identity, and to the end of
+// its first command.
+func (h *vmHost) measureStart(b *testing.B, want kiln.BootMode) (answer, command time.Duration) {
 	begun := time.Now()
 	s := h.create(b, hello())
-	handedOut = time.Since(begun)
 	if s.BootMode != want {
 		b.Fatalf("boot mode %s, want %s", s.BootMode, want)
 	}
@@ -109,7 +108,7 @@ func (h *vmHost) measureStart(b *testing.B, want kiln.BootMode) (answer, handedO
 	if err := h.Destroy(b.Context(), s.ID); err != nil {
 		b.Fatal(err)
 	}
-	return s.BootTime, handedOut, command
+	return s.BootTime, command
 }
 
 // measureMemory runs n clones at once, a command in each, and returns what they use.
@@ -155,8 +154,7 @@ func (m measurements) print(b *testing.B) {
 		d    []time.Duration
 	}{
 		{"bare QEMU, process start to QMP", m.bare},
-		{"restore, request to daemon's first answer", m.restore},
-		{"restore, request to hand-out", m.handedOut},
+		{"restore, request to hand-out with identity", m.restore},
 		{"restore, request to end of first command", m.command},
 		{"cold boot, request to daemon's first answer", m.cold},
 	} {

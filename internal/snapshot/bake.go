@@ -136,9 +136,6 @@ func (k *bake) save(ctx context.Context) error {
 		return err
 	}
 	k.client.Close()
-	if err := settle(ctx); err != nil {
-		return err
-	}
 	if err := k.machine.Pause(ctx); err != nil {
 		return fmt.Errorf("pause: %w", err)
 	}
@@ -150,20 +147,6 @@ func (k *bake) save(ctx context.Context) error {
 		return fmt.Errorf("scratch disk: %w", err)
 	}
 	return k.stop()
-}
-
-// settleTime is how long the guest gets to finish what the daemon's last answer left it to
-// do. Every clone would do it again, before anything else: on an emulated CPU that costs a
-// quarter of the time to its first answer.
-const settleTime = 300 * time.Millisecond
-
-func settle(ctx context.Context) error {
-	select {
-	case <-time.After(settleTime):
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }
 
 // tryOut restores the files once and has the clone use its daemon and its disk.
