@@ -27,6 +27,8 @@ type BaseImage struct {
 	Name   string `json:"name"`   // as the Dockerfile says it
 	Digest Digest `json:"digest"` // of the manifest
 	Origin string `json:"origin"` // "registry", "layout" or "bootstrap"
+	// Chosen says that it was taken from [BuildOptions.Base].
+	Chosen bool `json:"chosen,omitempty"`
 }
 
 // BuildOptions are the user's choices for the image stage.
@@ -34,8 +36,15 @@ type BuildOptions struct {
 	Dockerfile string            `json:"dockerfile,omitempty"` // path inside the context; "" means "Dockerfile"
 	Target     string            `json:"target,omitempty"`
 	Args       map[string]string `json:"args,omitempty"`
-	NoCache    bool              `json:"no_cache,omitempty"`
-	Pull       bool              `json:"pull,omitempty"` // ask for newer base images
+	// Base lists what the build argument [BaseArg] may be, the preferred one first. It is
+	// not used when Args sets that argument.
+	Base []string `json:"base,omitempty"`
+	// KeptBase is the member of Base that the version before was built on. It is taken
+	// again if it is at hand, so that a rebuild does not depend on which registries
+	// answer today; Pull lets the order of Base decide again.
+	KeptBase string `json:"kept_base,omitempty"`
+	NoCache  bool   `json:"no_cache,omitempty"`
+	Pull     bool   `json:"pull,omitempty"` // ask for newer base images
 	// Secrets maps the id of a RUN --mount=type=secret to its value. They are never
 	// stored, never logged, and not part of any key.
 	Secrets map[string][]byte `json:"-"`

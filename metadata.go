@@ -19,6 +19,12 @@ type Metadata struct {
 	StartCmd string `json:"start_cmd,omitempty"`
 	// ReadyCmd is a shell command repeated until it exits 0; then the VM is captured.
 	ReadyCmd string `json:"ready_cmd,omitempty"`
+	// PostRestore is a shell command that is run in every restored clone, with its new
+	// identity in place, before the sandbox is handed out.
+	PostRestore string `json:"post_restore,omitempty"`
+	// Init is what runs as process 1: "" for Kiln's daemon, [InitSystemd] for the
+	// image's own systemd with the daemon as one of its services.
+	Init string `json:"init,omitempty"`
 	// DiskMB is the size of the writable scratch disk in MiB; 0 means [DefaultDiskMB].
 	DiskMB int           `json:"disk_mb,omitempty"`
 	Build  MetadataBuild `json:"build,omitzero"`
@@ -26,9 +32,19 @@ type Metadata struct {
 
 // MetadataBuild is the [build] table of a metadata file.
 type MetadataBuild struct {
+	// Base lists base images in order of preference. The first that can be had is the
+	// value of the build argument [BaseArg].
+	Base   []string          `json:"base,omitempty"`
 	Args   map[string]string `json:"args,omitempty"`
 	Target string            `json:"target,omitempty"`
 }
+
+// BaseArg is the build argument that stands for the chosen base image: "ARG BASE" before
+// the first FROM, then "FROM ${BASE}".
+const BaseArg = "BASE"
+
+// InitSystemd is the value of [Metadata.Init] for templates that boot their own systemd.
+const InitSystemd = "systemd"
 
 // DefaultDiskMB is the size of a scratch disk in MiB when the template names none.
 const DefaultDiskMB = 1024

@@ -38,6 +38,7 @@ func (b *Builder) Build(ctx context.Context, src kiln.Source, bases []kiln.BaseI
 	if err != nil {
 		return nil, err
 	}
+	src.Options.Args = effectiveArgs(src.Options, bases)
 	opt, err := solveOpt(src, file)
 	if err != nil {
 		return nil, err

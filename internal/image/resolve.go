@@ -29,12 +29,25 @@ func (b *Builder) Resolve(ctx context.Context, src kiln.Source, progress kiln.Pr
 	if err != nil {
 		return nil, err
 	}
+	if candidates := candidateBases(src.Options); len(candidates) > 0 {
+		return b.choose(ctx, src, file, candidates, progress)
+	}
+	bases, err := b.resolve(ctx, src, file, progress)
+	if err != nil {
+		return nil, file.resolveError(ctx, err)
+	}
+	return bases, nil
+}
+
+// resolve is Resolve with build arguments that are settled. An error is the one of the
+// part that failed, still to be explained by [dockerfile.resolveError].
+func (b *Builder) resolve(ctx context.Context, src kiln.Source, file *dockerfile, progress kiln.Progress) ([]kiln.BaseImage, error) {
 	meta := &metaResolver{resolver: b.resolver, pull: src.Options.Pull, progress: progress, found: map[string]base.Image{}}
 	platform := ocispec.Platform{OS: "linux", Architecture: "amd64"}
 	// The Dockerfile is converted as for a build, so that stages, arguments and
 	// references mean here exactly what they mean there. Only the questions about
 	// images are of interest; the outcome is dropped.
-	_, err = dockerfile2llb.Dockerfile2LLB(ctx, file.content, dockerfile2llb.ConvertOpt{
+	_, err := dockerfile2llb.Dockerfile2LLB(ctx, file.content, dockerfile2llb.ConvertOpt{
 		Config: dockerui.Config{
 			BuildArgs:      src.Options.Args,
 			Target:         src.Options.Target,
@@ -44,7 +57,7 @@ func (b *Builder) Resolve(ctx context.Context, src kiln.Source, progress kiln.Pr
 		MetaResolver:   meta,
 	})
 	if err != nil {
-		return nil, file.resolveError(ctx, err)
+		return nil, err
 	}
 	if err := file.checkStageNames(meta.images()); err != nil {
 		return nil, err
@@ -66,7 +79,7 @@ func (b *Builder) Key(src kiln.Source, bases []kiln.BaseImage) kiln.Digest {
 		Add("source", string(src.Digest)).
 		Add("dockerfile", src.Options.Dockerfile).
 		Add("target", src.Options.Target).
-		AddMap("args", src.Options.Args).
+		AddMap("args", effectiveArgs(src.Options, bases)).
 		AddList("bases", images).
 		Key()
 }

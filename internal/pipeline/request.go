@@ -159,6 +159,7 @@ func (s *Service) Rebuild(ctx context.Context, orgID string, req Rebuild) (*Resu
 // nextVersion queues v as the next version of t unless it would equal the promoted one.
 func (s *Service) nextVersion(ctx context.Context, t *kiln.Template, v *kiln.Version, src kiln.Source) (*Result, error) {
 	v.TemplateID = t.ID
+	s.keepBase(ctx, t, v, &src)
 	if current := s.unchanged(ctx, t, v, src); current != nil {
 		return &Result{Template: t, Version: current, Unchanged: true}, nil
 	}
@@ -168,6 +169,22 @@ func (s *Service) nextVersion(ctx context.Context, t *kiln.Template, v *kiln.Ver
 	}
 	t.Latest = v
 	return &Result{Template: t, Version: v}, nil
+}
+
+// keepBase lets v start from the base that was chosen for the promoted version, unless the
+// request asks for newer bases or names others.
+func (s *Service) keepBase(ctx context.Context, t *kiln.Template, v *kiln.Version, src *kiln.Source) {
+	v.Options.KeptBase = ""
+	if !v.Options.Pull && t.Current > 0 && len(v.Options.Base) > 0 {
+		if current, err := s.opts.Store.Version(ctx, t.ID, t.Current); err == nil {
+			for _, b := range current.BaseImages {
+				if b.Chosen {
+					v.Options.KeptBase = b.Name
+				}
+			}
+		}
+	}
+	src.Options.KeptBase = v.Options.KeptBase
 }
 
 // enqueue calls insert with what has to happen in the transaction that stores v.
@@ -242,6 +259,7 @@ func mergeMetadata(file, over kiln.Metadata) (kiln.Metadata, error) {
 	}{
 		{&m.Description, over.Description}, {&m.Author, over.Author}, {&m.Icon, over.Icon}, {&m.DefaultSize, over.DefaultSize},
 		{&m.MinSize, over.MinSize}, {&m.StartCmd, over.StartCmd}, {&m.ReadyCmd, over.ReadyCmd},
+		{&m.PostRestore, over.PostRestore}, {&m.Init, over.Init},
 	} {
 		if f.src != "" {
 			*f.dst = f.src

@@ -127,6 +127,10 @@ func (p *metadataParser) field(name string, v value) error {
 		return v.text(&m.StartCmd)
 	case "ready_cmd":
 		return v.text(&m.ReadyCmd)
+	case "post_restore":
+		return v.text(&m.PostRestore)
+	case "init":
+		return v.initSystem(&m.Init)
 	case "disk_mb":
 		return v.disk(&m.DiskMB)
 	case "build":
@@ -150,6 +154,8 @@ func (p *metadataParser) buildTable(v value) error {
 		member := value{p: p, key: key, prim: inner[name], line: p.line(inner[name])}
 		var err error
 		switch name {
+		case "base":
+			err = member.baseList(&p.out.Build.Base)
 		case "args":
 			err = member.decodeTable(&p.out.Build.Args, "a table of strings")
 		case "target":
@@ -192,6 +198,9 @@ func CheckMetadata(m kiln.Metadata) error {
 	}
 	if err := checkEnv(m.Env); err != nil {
 		return kiln.Errorf(kiln.CodeInvalid, "env: %v", err)
+	}
+	if err := checkInit(m); err != nil {
+		return kiln.Errorf(kiln.CodeInvalid, "init: %v", err)
 	}
 	return nil
 }

@@ -19,6 +19,8 @@ default_size = "performance-2x"
 min_size = "shared-cpu-4x"
 start_cmd = "jupyter kernel"
 ready_cmd = "true"
+post_restore = "reseed"
+init = "systemd"
 disk_mb = 2048
 
 [env]
@@ -26,6 +28,7 @@ PYTHONUNBUFFERED = "1"
 OMP_NUM_THREADS = "2"
 
 [build]
+base = ["python:3.12-slim", "debian:bookworm-slim"]
 target = "final"
 args = { A = "1" }
 `
@@ -33,8 +36,8 @@ args = { A = "1" }
 		Name: "my-ml", Description: "Machine learning environment", Author: "your-org", Icon: "brain",
 		Tags: []string{"python", "ml", "data-science"}, DefaultSize: "performance-2x", MinSize: "shared-cpu-4x",
 		Env:      map[string]string{"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"},
-		StartCmd: "jupyter kernel", ReadyCmd: "true", DiskMB: 2048,
-		Build: kiln.MetadataBuild{Target: "final", Args: map[string]string{"A": "1"}},
+		StartCmd: "jupyter kernel", ReadyCmd: "true", PostRestore: "reseed", Init: kiln.InitSystemd, DiskMB: 2048,
+		Build: kiln.MetadataBuild{Base: []string{"python:3.12-slim", "debian:bookworm-slim"}, Target: "final", Args: map[string]string{"A": "1"}},
 	}
 	nested := "[template]\n" + strings.NewReplacer("[env]", "[template.env]", "[build]", "[template.build]").Replace(documented)
 	mixed := strings.Replace(documented, "[env]", "[template]\nauthor = \"your-org\"\n[env]", 1)
@@ -95,6 +98,9 @@ func TestParseMetadataErrors(t *testing.T) {
 		{"name = \"a\"\n[template]\nname = \"b\"", "template.name: is given twice, also as name", 3},
 		{"[build]\ntarget = 1", "build.target: want a string", 2},
 		{"[build]\nargs = [1]", "build.args: want a table of strings", 2},
+		{"[build]\nbase = 1", "build.base: want a list of image names", 2},
+		{"[build]\nbase = [\"a b\"]", `build.base: "a b" is no name of an image`, 2},
+		{"init = \"runit\"", `init: "runit" is not "systemd"`, 1},
 		{"build = 1", "build: want a table", 1},
 		{"template = 1", "template: want a table", 1},
 		{"start_cmd = [\"a\"]", "start_cmd: want a string", 1},

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/BurntSushi/toml"
+	"github.com/distribution/reference"
 	"github.com/kilnvm/kiln"
 )
 
@@ -92,6 +93,42 @@ func (v value) disk(dst *int) error {
 	}
 	if err := checkDisk(*dst); err != nil {
 		return v.errorf("%v", err)
+	}
+	return nil
+}
+
+// initSystem reads the name of an init system.
+func (v value) initSystem(dst *string) error {
+	if err := v.text(dst); err != nil {
+		return err
+	}
+	if err := checkInit(kiln.Metadata{Init: *dst}); err != nil {
+		return v.errorf("%v", err)
+	}
+	return nil
+}
+
+func checkInit(m kiln.Metadata) error {
+	if m.Init != "" && m.Init != kiln.InitSystemd {
+		return fmt.Errorf("%q is not %q, the only init system there is beside Kiln's own", m.Init, kiln.InitSystemd)
+	}
+	return nil
+}
+
+// baseList reads one name of an image or a list of them.
+func (v value) baseList(dst *[]string) error {
+	if v.p.md.Type(v.key...) == "String" {
+		*dst = make([]string, 1)
+		if err := v.text(&(*dst)[0]); err != nil {
+			return err
+		}
+	} else if err := v.decode(dst, "a list of image names"); err != nil {
+		return err
+	}
+	for _, name := range *dst {
+		if _, err := reference.ParseNormalizedNamed(name); err != nil {
+			return v.errorf("%q is no name of an image: %v", name, err)
+		}
 	}
 	return nil
 }

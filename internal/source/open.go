@@ -97,6 +97,9 @@ func applyBuildTable(src *kiln.Source) {
 	if src.Options.Target == "" {
 		src.Options.Target = src.Metadata.Build.Target
 	}
+	if len(src.Options.Base) == 0 {
+		src.Options.Base = src.Metadata.Build.Base
+	}
 	if len(src.Metadata.Build.Args) == 0 {
 		return
 	}
