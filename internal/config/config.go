@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -33,6 +34,7 @@ type Config struct {
 	Domain string `toml:"domain"`
 
 	Log     Log     `toml:"log"`
+	Store   Store   `toml:"store"`
 	Build   Build   `toml:"build"`
 	VM      VM      `toml:"vm"`
 	Sandbox Sandbox `toml:"sandbox"`
@@ -43,6 +45,13 @@ type Config struct {
 type Log struct {
 	Level  string `toml:"level"`  // debug, info, warn or error
 	Format string `toml:"format"` // text or json
+}
+
+// Store says where templates, builds and sandboxes are remembered.
+type Store struct {
+	// URL of a PostgreSQL database, with a password if it needs one. Empty means SQLite
+	// in the data directory.
+	URL string `toml:"url"`
 }
 
 // Build configures the source, image and rootfs stages.
@@ -164,7 +173,7 @@ func Load(path string) (Config, error) {
 // Validate checks every setting and returns the first fault as a *kiln.Error that names
 // the key.
 func (c *Config) Validate() error {
-	for _, check := range []func() error{c.checkPaths, c.checkListen, c.checkLog, c.checkBuild, c.checkVM, c.checkLimits} {
+	for _, check := range []func() error{c.checkPaths, c.checkListen, c.checkLog, c.checkStore, c.checkBuild, c.checkVM, c.checkLimits} {
 		if err := check(); err != nil {
 			return err
 		}
@@ -212,6 +221,17 @@ func (c *Config) checkLog() error {
 		return err
 	}
 	return oneOf("log.format", c.Log.Format, "text", "json")
+}
+
+func (c *Config) checkStore() error {
+	if c.Store.URL == "" {
+		return nil
+	}
+	// The value is not repeated: it may hold a password.
+	if u, err := url.Parse(c.Store.URL); err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
+		return invalid("store.url", "is not a URL like postgres://user@host/database")
+	}
+	return nil
 }
 
 func (c *Config) checkBuild() error {

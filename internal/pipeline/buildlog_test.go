@@ -26,7 +26,7 @@ func texts(t *testing.T, r *rig, buildID string, offset int64, follow bool) (lin
 
 func TestLogCanBeFollowedAndResumed(t *testing.T) {
 	entered, release := make(chan struct{}), make(chan struct{})
-	r := newRig(t, t.TempDir(), func(_ *Options, s *stages) {
+	r := newRig(t, dataDir(t), func(_ *Options, s *stages) {
 		s.hook = func(_ context.Context, stage kiln.Stage) error {
 			if stage == kiln.StageImage {
 				close(entered)
@@ -91,7 +91,7 @@ func TestLogCanBeFollowedAndResumed(t *testing.T) {
 
 func TestFollowEndsWithItsContext(t *testing.T) {
 	entered := make(chan struct{}, 1)
-	r := newRig(t, t.TempDir(), func(_ *Options, s *stages) { s.hook = blockIn(kiln.StageImage, entered) })
+	r := newRig(t, dataDir(t), func(_ *Options, s *stages) { s.hook = blockIn(kiln.StageImage, entered) })
 	res := r.create(t, "a", nil)
 	<-entered
 	ctx, cancel := context.WithCancel(t.Context())

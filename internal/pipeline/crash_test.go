@@ -100,7 +100,7 @@ func TestHazard24KilledServerResumesItsBuilds(t *testing.T) {
 	for _, stage := range append([]kiln.Stage{queued, anywhere}, allStages...) {
 		t.Run(string(stage), func(t *testing.T) {
 			for range 20 {
-				dir := t.TempDir()
+				dir := dataDir(t)
 				killIn(t, dir, stage)
 				begun := time.Now()
 				r := newRig(t, dir, nil)
@@ -125,7 +125,7 @@ func TestHazard24KilledServerResumesItsBuilds(t *testing.T) {
 }
 
 func TestHazard24BuildThatKillsTheServerFails(t *testing.T) {
-	dir := t.TempDir()
+	dir := dataDir(t)
 	for range 3 {
 		killIn(t, dir, kiln.StageImage)
 	}
@@ -142,7 +142,7 @@ func TestHazard24BuildThatKillsTheServerFails(t *testing.T) {
 }
 
 func TestOrderlyStopPutsBuildsBack(t *testing.T) {
-	dir := t.TempDir()
+	dir := dataDir(t)
 	entered := make(chan struct{}, 1)
 	r, stop, err := startRig(t.Context(), dir, func(_ *Options, s *stages) { s.hook = blockIn(kiln.StageSnapshot, entered) })
 	if err != nil {

@@ -184,7 +184,7 @@ func newRig(t *testing.T, dir string, change func(*Options, *stages)) *rig {
 }
 
 func startRig(ctx context.Context, dir string, change func(*Options, *stages)) (*rig, func(context.Context) error, error) {
-	db, err := store.Open(ctx, filepath.Join(dir, "kiln.db"))
+	db, err := openStore(ctx, dir)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -29,7 +29,7 @@ func cachedStages(v *kiln.Version) []kiln.Stage {
 }
 
 func TestBuildRunsEveryStageOnce(t *testing.T) {
-	r := newRig(t, t.TempDir(), nil)
+	r := newRig(t, dataDir(t), nil)
 	res := r.create(t, "a", files{"kiln-template.toml": "description = \"d\"\ndefault_size = \"shared-cpu-2x\"\ncolour = 1"})
 	if res.Version.Number != 1 || res.Unchanged || res.Template.Latest != res.Version {
 		t.Errorf("result %+v", res)
@@ -112,7 +112,7 @@ func TestHazard27OnlyWhatChangedIsRebuilt(t *testing.T) {
 		{name: "same metadata file", first: toml("tags = [\"a\"]\n[env]\nA = \"1\""), then: toml("tags = [\"a\"]\n[env]\nA = \"1\"")},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			r := newRig(t, t.TempDir(), nil)
+			r := newRig(t, dataDir(t), nil)
 			r.ready(t, r.create(t, "a", tc.first))
 			r.take()
 			if tc.host != nil {
@@ -149,7 +149,7 @@ func TestHazard27OnlyWhatChangedIsRebuilt(t *testing.T) {
 }
 
 func TestRebuildWithoutChangeIsQuickAndMakesNothing(t *testing.T) {
-	r := newRig(t, t.TempDir(), nil)
+	r := newRig(t, dataDir(t), nil)
 	r.ready(t, r.create(t, "a", nil))
 	r.take()
 	blobs := r.blobCount(t)
@@ -175,7 +175,7 @@ func TestRebuildWithoutChangeIsQuickAndMakesNothing(t *testing.T) {
 }
 
 func TestDamagedArtifactsAreMadeAgain(t *testing.T) {
-	r := newRig(t, t.TempDir(), nil)
+	r := newRig(t, dataDir(t), nil)
 	v := r.ready(t, r.create(t, "a", nil))
 	r.take()
 	if err := r.opts.Blobs.Remove(v.Rootfs.Digest); err != nil {
@@ -220,7 +220,7 @@ func TestFailures(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			fail := true
-			r := newRig(t, t.TempDir(), func(o *Options, s *stages) {
+			r := newRig(t, dataDir(t), func(o *Options, s *stages) {
 				o.Attempts = 2
 				s.hook = func(_ context.Context, stage kiln.Stage) error {
 					if fail && stage == kiln.StageImage {
@@ -262,7 +262,7 @@ func TestFailures(t *testing.T) {
 
 func TestOurFaultIsTriedAgain(t *testing.T) {
 	failures := 2
-	r := newRig(t, t.TempDir(), func(_ *Options, s *stages) {
+	r := newRig(t, dataDir(t), func(_ *Options, s *stages) {
 		s.hook = func(_ context.Context, stage kiln.Stage) error {
 			if stage == kiln.StageSnapshot && failures > 0 {
 				failures--
@@ -283,7 +283,7 @@ func TestOurFaultIsTriedAgain(t *testing.T) {
 
 func TestPanicFailsOneBuild(t *testing.T) {
 	for _, stage := range allStages {
-		r := newRig(t, t.TempDir(), func(o *Options, s *stages) {
+		r := newRig(t, dataDir(t), func(o *Options, s *stages) {
 			o.Attempts = 1
 			s.hook = func(_ context.Context, now kiln.Stage) error {
 				if now == stage {
@@ -302,7 +302,7 @@ func TestPanicFailsOneBuild(t *testing.T) {
 
 func TestFailedRebuildKeepsTheOldVersion(t *testing.T) {
 	var broken error
-	r := newRig(t, t.TempDir(), func(_ *Options, s *stages) {
+	r := newRig(t, dataDir(t), func(_ *Options, s *stages) {
 		s.hook = func(context.Context, kiln.Stage) error { return broken }
 	})
 	r.ready(t, r.create(t, "a", nil))
@@ -320,7 +320,7 @@ func TestFailedRebuildKeepsTheOldVersion(t *testing.T) {
 func TestHazard22DeadlinesStopEveryStage(t *testing.T) {
 	for _, stage := range allStages {
 		t.Run(string(stage), func(t *testing.T) {
-			r := newRig(t, t.TempDir(), func(o *Options, s *stages) {
+			r := newRig(t, dataDir(t), func(o *Options, s *stages) {
 				short := 30 * time.Millisecond
 				o.Timeouts = map[kiln.Stage]Timeouts{kiln.StageImage: {Image: short}, kiln.StageRootfs: {Rootfs: short}, kiln.StageSnapshot: {Snapshot: short}}[stage]
 				s.hook = blockIn(stage, nil)
@@ -353,7 +353,7 @@ func TestHazard22CancelStopsEveryStage(t *testing.T) {
 	for _, stage := range allStages {
 		t.Run(string(stage), func(t *testing.T) {
 			entered := make(chan struct{}, 1)
-			r := newRig(t, t.TempDir(), func(_ *Options, s *stages) { s.hook = blockIn(stage, entered) })
+			r := newRig(t, dataDir(t), func(_ *Options, s *stages) { s.hook = blockIn(stage, entered) })
 			res := r.create(t, "a", nil)
 			<-entered
 			if err := r.Cancel(t.Context(), "org_b", res.Version.BuildID); kiln.CodeOf(err) != kiln.CodeNotFound {
@@ -376,7 +376,7 @@ func TestHazard22CancelStopsEveryStage(t *testing.T) {
 
 func TestCancelQueuedBuild(t *testing.T) {
 	entered := make(chan struct{}, 1)
-	r := newRig(t, t.TempDir(), func(o *Options, s *stages) { o.Parallel, s.hook = 1, blockIn(kiln.StageImage, entered) })
+	r := newRig(t, dataDir(t), func(o *Options, s *stages) { o.Parallel, s.hook = 1, blockIn(kiln.StageImage, entered) })
 	first := r.create(t, "a", nil)
 	<-entered
 	second := r.create(t, "b", nil)
@@ -400,7 +400,7 @@ func TestParallelIsBounded(t *testing.T) {
 	var mu sync.Mutex
 	now, most := 0, 0
 	both := make(chan struct{})
-	r := newRig(t, t.TempDir(), func(o *Options, s *stages) {
+	r := newRig(t, dataDir(t), func(o *Options, s *stages) {
 		s.hook = func(_ context.Context, stage kiln.Stage) error {
 			if stage != kiln.StageImage {
 				return nil
@@ -436,7 +436,7 @@ func TestParallelIsBounded(t *testing.T) {
 
 func TestBuildStartsSoonAfterRequest(t *testing.T) {
 	entered := make(chan struct{}, 8)
-	r := newRig(t, t.TempDir(), func(_ *Options, s *stages) {
+	r := newRig(t, dataDir(t), func(_ *Options, s *stages) {
 		s.hook = func(_ context.Context, stage kiln.Stage) error {
 			if stage == kiln.StageImage {
 				entered <- struct{}{}
@@ -459,7 +459,7 @@ func TestBuildStartsSoonAfterRequest(t *testing.T) {
 }
 
 func TestRequestErrorsLeaveNothing(t *testing.T) {
-	r := newRig(t, t.TempDir(), func(o *Options, _ *stages) { o.MaxContextBytes = 64 << 10 })
+	r := newRig(t, dataDir(t), func(o *Options, _ *stages) { o.MaxContextBytes = 64 << 10 })
 	r.ready(t, r.create(t, "taken", nil))
 	before := r.blobCount(t)
 	for _, tc := range []struct {
@@ -494,7 +494,7 @@ func TestRequestErrorsLeaveNothing(t *testing.T) {
 }
 
 func TestNameFromMetadataFile(t *testing.T) {
-	r := newRig(t, t.TempDir(), nil)
+	r := newRig(t, dataDir(t), nil)
 	res, err := r.Create(t.Context(), org, NewTemplate{Context: archive(t, files{"zwrm-template.toml": "name = \"from-file\""})})
 	if err != nil || res.Template.Name != "from-file" {
 		t.Fatalf("%+v, %v", res, err)
@@ -503,7 +503,7 @@ func TestNameFromMetadataFile(t *testing.T) {
 }
 
 func TestSecretsReachTheBuildAndNothingElse(t *testing.T) {
-	dir := t.TempDir()
+	dir := dataDir(t)
 	r := newRig(t, dir, nil)
 	var seen []string
 	images := &secretImages{imageStage: imageStage{r.stages}, seen: &seen}

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/riverqueue/river"
+	"github.com/riverqueue/river/riverdriver"
+	"github.com/riverqueue/river/riverdriver/riverdatabasesql"
 	"github.com/riverqueue/river/riverdriver/riversqlite"
 	"github.com/riverqueue/river/rivermigrate"
 
@@ -42,19 +44,33 @@ func (w *worker) Work(_ context.Context, job *river.Job[buildJob]) error {
 	return nil
 }
 
+// newDriver returns River's driver for the database of the store. PostgreSQL notifies of new
+// jobs itself; for SQLite news does.
+func newDriver(db *store.Store, news chan struct{}) riverdriver.Driver[*sql.Tx] {
+	if conns := db.Postgres(); conns != nil {
+		return riverdatabasesql.NewWithPgxListener(db.DB(), conns)
+	}
+	return &promptDriver{Driver: riversqlite.New(db.DB()), wake: news}
+}
+
 func newQueue(ctx context.Context, opts Options, run func(buildID string)) (*queue, error) {
-	driver := &promptDriver{Driver: riversqlite.New(opts.Store.DB()), wake: make(chan struct{}, 1)}
+	news := make(chan struct{}, 1)
+	driver := newDriver(opts.Store, news)
 	log := slog.New(warnings{opts.Log.With("component", "queue").Handler()})
-	m, err := rivermigrate.New[*sql.Tx](driver, &rivermigrate.Config{Logger: log})
+	m, err := rivermigrate.New(driver, &rivermigrate.Config{Logger: log})
 	if err != nil {
 		return nil, fmt.Errorf("build queue: %w", err)
 	}
-	if _, err := m.Migrate(ctx, rivermigrate.DirectionUp, nil); err != nil {
+	err = opts.Store.ChangeSchema(ctx, func(ctx context.Context) error {
+		_, err := m.Migrate(ctx, rivermigrate.DirectionUp, nil)
+		return err
+	})
+	if err != nil {
 		return nil, fmt.Errorf("build queue: %w", err)
 	}
 	workers := river.NewWorkers()
 	river.AddWorker(workers, &worker{run: run})
-	client, err := river.NewClient[*sql.Tx](driver, &river.Config{
+	client, err := river.NewClient(driver, &river.Config{
 		Logger:      log,
 		Workers:     workers,
 		Queues:      map[string]river.QueueConfig{queueName: {MaxWorkers: opts.Parallel}},
@@ -70,10 +86,10 @@ func newQueue(ctx context.Context, opts Options, run func(buildID string)) (*que
 	if err != nil {
 		return nil, fmt.Errorf("build queue: %w", err)
 	}
-	return &queue{client: client, news: driver.wake}, nil
+	return &queue{client: client, news: news}, nil
 }
 
-// wake makes the queue look for jobs at once. It is called after the transaction that
+// wake makes the queue of a SQLite database look for jobs at once. It is called after the transaction that
 // inserted one.
 func (q *queue) wake() {
 	select {

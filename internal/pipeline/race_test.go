@@ -32,7 +32,7 @@ func assertAbsent(t *testing.T, dir, needle string) {
 }
 
 func TestHazard26ManyRebuildsAtOnce(t *testing.T) {
-	r := newRig(t, t.TempDir(), nil)
+	r := newRig(t, dataDir(t), nil)
 	r.ready(t, r.create(t, "a", nil))
 	const n = 12
 	var wg sync.WaitGroup
@@ -66,7 +66,7 @@ func TestHazard26ManyRebuildsAtOnce(t *testing.T) {
 func TestHazard26SlowOldBuildDoesNotOvertake(t *testing.T) {
 	entered, release := make(chan struct{}), make(chan struct{})
 	var first atomic.Bool
-	r := newRig(t, t.TempDir(), func(_ *Options, s *stages) {
+	r := newRig(t, dataDir(t), func(_ *Options, s *stages) {
 		s.hook = func(_ context.Context, stage kiln.Stage) error {
 			if stage == kiln.StageImage && first.CompareAndSwap(false, true) {
 				close(entered)
@@ -91,7 +91,7 @@ func TestHazard26DeleteDuringBuild(t *testing.T) {
 	for _, stage := range allStages {
 		t.Run(string(stage), func(t *testing.T) {
 			entered := make(chan struct{}, 1)
-			r := newRig(t, t.TempDir(), func(_ *Options, s *stages) { s.hook = blockIn(stage, entered) })
+			r := newRig(t, dataDir(t), func(_ *Options, s *stages) { s.hook = blockIn(stage, entered) })
 			res := r.create(t, "a", nil)
 			<-entered
 			if err := r.Delete(t.Context(), "org_b", "a"); kiln.CodeOf(err) != kiln.CodeNotFound {
@@ -115,7 +115,7 @@ func TestHazard26DeleteDuringBuild(t *testing.T) {
 // TestHazard26RebuildsAgainstDeletes lets both happen in any order and looks at what must
 // hold whatever the order was.
 func TestHazard26RebuildsAgainstDeletes(t *testing.T) {
-	r := newRig(t, t.TempDir(), nil)
+	r := newRig(t, dataDir(t), nil)
 	for round := range 10 {
 		name := fmt.Sprintf("t%d", round)
 		first := r.create(t, name, nil)
@@ -161,7 +161,7 @@ func TestHazard26RebuildsAgainstDeletes(t *testing.T) {
 func TestEnsureSnapshotBakesOnce(t *testing.T) {
 	entered, release := make(chan struct{}, 10), make(chan struct{})
 	var block atomic.Bool
-	r := newRig(t, t.TempDir(), func(_ *Options, s *stages) {
+	r := newRig(t, dataDir(t), func(_ *Options, s *stages) {
 		s.hook = func(ctx context.Context, stage kiln.Stage) error {
 			if stage == kiln.StageSnapshot && block.Load() {
 				entered <- struct{}{}
@@ -233,7 +233,7 @@ func TestAbandonedBakeIsStopped(t *testing.T) {
 	entered := make(chan struct{}, 1)
 	var block atomic.Bool
 	stopped := make(chan struct{})
-	r := newRig(t, t.TempDir(), func(_ *Options, s *stages) {
+	r := newRig(t, dataDir(t), func(_ *Options, s *stages) {
 		s.hook = func(ctx context.Context, stage kiln.Stage) error {
 			if !block.Load() {
 				return nil

@@ -49,7 +49,7 @@ func (s *Store) UnfinishedBuilds(ctx context.Context, node string) ([]string, er
 }
 
 // setStatus moves a version along its state machine. set are further assignments.
-func setStatus(ctx context.Context, tx *sql.Tx, buildID string, next kiln.VersionStatus, set string, args ...any) error {
+func setStatus(ctx context.Context, tx *txn, buildID string, next kiln.VersionStatus, set string, args ...any) error {
 	v, err := versionByBuild(ctx, tx, buildID)
 	if err != nil {
 		return err
@@ -74,7 +74,7 @@ func setStatus(ctx context.Context, tx *sql.Tx, buildID string, next kiln.Versio
 // ClaimBuild takes a pending build: its version is building and one more attempt is
 // counted. Only one of several claimants succeeds; for the others it is a conflict.
 func (s *Store) ClaimBuild(ctx context.Context, buildID string) (*kiln.Version, *Build, error) {
-	err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	err := s.write(ctx, func(ctx context.Context, tx *txn) error {
 		now := nanos(time.Now())
 		err := setStatus(ctx, tx, buildID, kiln.VersionBuilding, `started_at = CASE started_at WHEN 0 THEN ? ELSE started_at END`, now)
 		if err != nil {
@@ -99,7 +99,7 @@ func (s *Store) ClaimBuild(ctx context.Context, buildID string) (*kiln.Version, 
 // RequeueBuild makes a build pending again, whether it was building or not, and runs also
 // (which may be nil) in the same transaction. refund takes back the attempt that was counted.
 func (s *Store) RequeueBuild(ctx context.Context, buildID string, refund bool, also TxFunc) error {
-	return s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	return s.write(ctx, func(ctx context.Context, tx *txn) error {
 		v, err := versionByBuild(ctx, tx, buildID)
 		if err != nil {
 			return err
@@ -117,14 +117,14 @@ func (s *Store) RequeueBuild(ctx context.Context, buildID string, refund bool, a
 		if also == nil {
 			return nil
 		}
-		return also(ctx, tx)
+		return also(ctx, tx.Tx)
 	})
 }
 
 // SaveBuild stores what a build has found out so far: configuration, base images, root
 // filesystem and stages. A build that has ended is a conflict.
 func (s *Store) SaveBuild(ctx context.Context, v *kiln.Version) error {
-	return s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	return s.write(ctx, func(ctx context.Context, tx *txn) error {
 		n, err := exec(ctx, tx, `UPDATE versions SET config_json = ?, bases_json = ?, rootfs_json = ?, stages_json = ? WHERE build_id = ? AND status = ?`,
 			jsonColumn{v.Config}, jsonColumn{v.BaseImages}, jsonColumn{v.Rootfs}, jsonColumn{v.Stages}, v.BuildID, kiln.VersionBuilding)
 		if err != nil {
@@ -139,14 +139,14 @@ func (s *Store) SaveBuild(ctx context.Context, v *kiln.Version) error {
 
 // FailBuild ends a build without success.
 func (s *Store) FailBuild(ctx context.Context, buildID string, why *kiln.BuildError) error {
-	return s.write(ctx, func(ctx context.Context, tx *sql.Tx) error { return failBuild(ctx, tx, buildID, why) })
+	return s.write(ctx, func(ctx context.Context, tx *txn) error { return failBuild(ctx, tx, buildID, why) })
 }
 
-func failBuild(ctx context.Context, tx *sql.Tx, buildID string, why *kiln.BuildError) error {
+func failBuild(ctx context.Context, tx *txn, buildID string, why *kiln.BuildError) error {
 	return setStatus(ctx, tx, buildID, kiln.VersionFailed, `ended_at = ?, build_error_json = ?`, nanos(time.Now()), jsonColumn{why})
 }
 
-func failUnfinished(ctx context.Context, tx *sql.Tx, templateID string, why *kiln.BuildError) ([]string, error) {
+func failUnfinished(ctx context.Context, tx *txn, templateID string, why *kiln.BuildError) ([]string, error) {
 	rows, err := tx.QueryContext(ctx, `SELECT build_id FROM versions WHERE template_id = ? AND status IN (?, ?)`,
 		templateID, kiln.VersionPending, kiln.VersionBuilding)
 	if err != nil {
@@ -167,7 +167,7 @@ func failUnfinished(ctx context.Context, tx *sql.Tx, templateID string, why *kil
 // CancelBuild remembers that a build is to stop. A pending build fails at once with why;
 // stopped tells so. A build that has ended is a conflict.
 func (s *Store) CancelBuild(ctx context.Context, buildID string, why *kiln.BuildError) (stopped bool, err error) {
-	err = s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	err = s.write(ctx, func(ctx context.Context, tx *txn) error {
 		v, err := versionByBuild(ctx, tx, buildID)
 		if err != nil {
 			return err
@@ -191,7 +191,7 @@ func (s *Store) CancelBuild(ctx context.Context, buildID string, why *kiln.Build
 // template's newest ready version becomes the one that sandboxes start from. If the
 // template has been deleted meanwhile it is a conflict and nothing changes.
 func (s *Store) Promote(ctx context.Context, v *kiln.Version) error {
-	return s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	return s.write(ctx, func(ctx context.Context, tx *txn) error {
 		err := setStatus(ctx, tx, v.BuildID, kiln.VersionReady, `ended_at = ?, config_json = ?, bases_json = ?, rootfs_json = ?, stages_json = ?`,
 			nanos(v.EndedAt), jsonColumn{v.Config}, jsonColumn{v.BaseImages}, jsonColumn{v.Rootfs}, jsonColumn{v.Stages})
 		if err != nil {

@@ -25,7 +25,7 @@ func (s *Store) CachedStage(ctx context.Context, stage kiln.Stage, key kiln.Dige
 
 // CacheStage remembers the output of a stage. The files it names must be durable.
 func (s *Store) CacheStage(ctx context.Context, stage kiln.Stage, key kiln.Digest, output any) error {
-	return s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	return s.write(ctx, func(ctx context.Context, tx *txn) error {
 		_, err := exec(ctx, tx, `INSERT INTO stage_cache (stage, key, output_json, created_at) VALUES (?, ?, ?, ?)
 			ON CONFLICT (stage, key) DO UPDATE SET output_json = excluded.output_json, created_at = excluded.created_at`,
 			stage, key, jsonColumn{output}, nanos(time.Now()))
@@ -51,7 +51,7 @@ func (s *Store) Snapshot(ctx context.Context, key kiln.Digest) (*kiln.Snapshot, 
 
 // PutSnapshot stores a snapshot and that a version uses it. Several versions may share one.
 func (s *Store) PutSnapshot(ctx context.Context, templateID string, number int, snap kiln.Snapshot) error {
-	return s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	return s.write(ctx, func(ctx context.Context, tx *txn) error {
 		_, err := exec(ctx, tx, `INSERT INTO snapshots (key, snapshot_json, created_at) VALUES (?, ?, ?)
 			ON CONFLICT (key) DO UPDATE SET snapshot_json = excluded.snapshot_json, created_at = excluded.created_at`,
 			snap.Key, jsonColumn{snap}, nanos(snap.CreatedAt))

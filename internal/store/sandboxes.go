@@ -36,7 +36,7 @@ func scanSandbox(row scanner) (*kiln.Sandbox, error) {
 
 // CreateSandbox stores a sandbox before it holds any resource.
 func (s *Store) CreateSandbox(ctx context.Context, sb *kiln.Sandbox) error {
-	return s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	return s.write(ctx, func(ctx context.Context, tx *txn) error {
 		_, err := exec(ctx, tx, `INSERT INTO sandboxes (id, org_id, template_id, version, status, living, created_at, sandbox_json)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
 			sb.ID, sb.OrgID, sb.TemplateID, sb.Version, sb.Status, sb.Status.Living(), nanos(sb.CreatedAt), jsonColumn{recordOf(sb)})
@@ -53,7 +53,7 @@ func (s *Store) CreateSandbox(ctx context.Context, sb *kiln.Sandbox) error {
 // UpdateSandbox replaces every field of the sandbox with that ID. A status that does not
 // follow from the stored one is a conflict.
 func (s *Store) UpdateSandbox(ctx context.Context, sb *kiln.Sandbox) error {
-	return s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	return s.write(ctx, func(ctx context.Context, tx *txn) error {
 		old, err := findSandbox(ctx, tx, sb.ID)
 		if err != nil {
 			return err

@@ -6,12 +6,14 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/store"
 	"github.com/kilnvm/kiln/internal/store/storetest"
+	"github.com/kilnvm/kiln/internal/testkit"
 )
 
 func open(t testing.TB, path string) *store.Store {
@@ -30,6 +32,57 @@ func open(t testing.TB, path string) *store.Store {
 
 func TestSQLite(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) *store.Store { return open(t, filepath.Join(t.TempDir(), "kiln.db")) })
+}
+
+func TestPostgres(t *testing.T) {
+	server := testkit.StartPostgres(t)
+	storetest.Run(t, func(t *testing.T) *store.Store { return openPostgres(t, server.Database(t)) })
+	t.Run("OpenedByManyAtOnce", func(t *testing.T) { testOpenedByManyAtOnce(t, server.Database(t)) })
+}
+
+func openPostgres(t testing.TB, url string) *store.Store {
+	t.Helper()
+	s, err := store.OpenPostgres(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// testOpenedByManyAtOnce starts several servers on one empty database.
+func testOpenedByManyAtOnce(t *testing.T, url string) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			s, err := store.OpenPostgres(t.Context(), url)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestPostgresErrors(t *testing.T) {
+	for url, code := range map[string]kiln.ErrorCode{
+		"postgres:///x?host=" + t.TempDir():        kiln.CodeUnavailable,
+		"postgres://u:hush@host:port/x?sslmode=no": kiln.CodeInvalid,
+	} {
+		_, err := store.OpenPostgres(t.Context(), url)
+		if kiln.CodeOf(err) != code || strings.Contains(err.Error(), "hush") {
+			t.Errorf("%s: %v, want code %s", url, err, code)
+		}
+	}
 }
 
 func TestOpenIsPrivateAndRepeatable(t *testing.T) {

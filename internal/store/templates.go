@@ -160,7 +160,7 @@ func collect[T any](rows *sql.Rows, scan func(scanner) (T, error)) ([]T, error) 
 // CreateTemplate stores a new template with its first version and runs also in the same
 // transaction. It sets v.Number. A name that is taken is a conflict.
 func (s *Store) CreateTemplate(ctx context.Context, t *kiln.Template, v *kiln.Version, b Build, also TxFunc) error {
-	return s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	return s.write(ctx, func(ctx context.Context, tx *txn) error {
 		_, err := exec(ctx, tx, `INSERT INTO templates (id, org_id, name, description, author, icon, tags_json, created_at, updated_at)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 			t.ID, t.OrgID, t.Name, t.Description, t.Author, t.Icon, jsonColumn{t.Tags}, nanos(t.CreatedAt), nanos(t.UpdatedAt))
@@ -179,7 +179,7 @@ func (s *Store) CreateTemplate(ctx context.Context, t *kiln.Template, v *kiln.Ve
 // not ended fail; their IDs are returned so that they can be stopped. Versions stay for
 // the sandboxes that run on them.
 func (s *Store) DeleteTemplate(ctx context.Context, orgID, nameOrID string) (builds []string, err error) {
-	err = s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	err = s.write(ctx, func(ctx context.Context, tx *txn) error {
 		t, err := lookUp(ctx, tx, orgID, nameOrID)
 		if err != nil {
 			return err
@@ -198,7 +198,7 @@ func (s *Store) DeleteTemplate(ctx context.Context, orgID, nameOrID string) (bui
 }
 
 // setTag makes a name of a version, moving it if it exists.
-func setTag(ctx context.Context, tx *sql.Tx, templateID, tag string, number int) error {
+func setTag(ctx context.Context, tx *txn, templateID, tag string, number int) error {
 	_, err := exec(ctx, tx, `INSERT INTO version_tags (template_id, name, number) VALUES (?, ?, ?)
 		ON CONFLICT (template_id, name) DO UPDATE SET number = excluded.number`, templateID, tag, number)
 	if err != nil {

@@ -36,7 +36,7 @@ func (s *Store) CreateToken(ctx context.Context, t Token) (secret string, err er
 	var b [32]byte
 	_, _ = rand.Read(b[:]) // never fails: crypto/rand.Read aborts the program instead
 	secret = tokenPrefix + base64.RawURLEncoding.EncodeToString(b[:])
-	err = s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	err = s.write(ctx, func(ctx context.Context, tx *txn) error {
 		_, err := exec(ctx, tx, `INSERT INTO tokens (id, org_id, name, hash, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)`,
 			t.ID, t.OrgID, t.Name, hashToken(secret), nanos(t.CreatedAt), nanos(t.ExpiresAt))
 		if err != nil {
@@ -70,7 +70,7 @@ func (s *Store) Authenticate(ctx context.Context, secret string) (orgID string, 
 
 // RevokeTokens deletes the tokens of that name of an organisation.
 func (s *Store) RevokeTokens(ctx context.Context, orgID, name string) error {
-	return s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	return s.write(ctx, func(ctx context.Context, tx *txn) error {
 		if _, err := exec(ctx, tx, `DELETE FROM tokens WHERE org_id = ? AND name = ?`, orgID, name); err != nil {
 			return fmt.Errorf("token %q: %w", name, err)
 		}

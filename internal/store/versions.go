@@ -76,10 +76,10 @@ func (s *Store) ListVersions(ctx context.Context, templateID string, before, lim
 // CreateVersion stores the next version of an existing template and runs also in the
 // same transaction. It sets v.Number.
 func (s *Store) CreateVersion(ctx context.Context, v *kiln.Version, b Build, also TxFunc) error {
-	return s.write(ctx, func(ctx context.Context, tx *sql.Tx) error { return insertVersion(ctx, tx, v, b, also) })
+	return s.write(ctx, func(ctx context.Context, tx *txn) error { return insertVersion(ctx, tx, v, b, also) })
 }
 
-func insertVersion(ctx context.Context, tx *sql.Tx, v *kiln.Version, b Build, also TxFunc) error {
+func insertVersion(ctx context.Context, tx *txn, v *kiln.Version, b Build, also TxFunc) error {
 	fail := func(err error) error { return fmt.Errorf("new version of template %s: %w", v.TemplateID, err) }
 	row := tx.QueryRowContext(ctx, `UPDATE templates SET latest = latest + 1, updated_at = ? WHERE id = ? AND deleted_at = 0 RETURNING latest`,
 		nanos(v.CreatedAt), v.TemplateID)
@@ -101,7 +101,7 @@ func insertVersion(ctx context.Context, tx *sql.Tx, v *kiln.Version, b Build, al
 	if also == nil {
 		return nil
 	}
-	return also(ctx, tx)
+	return also(ctx, tx.Tx)
 }
 
 // SourceInUse reports whether a version that can be rebuilt refers to the source blob.

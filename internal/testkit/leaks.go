@@ -36,7 +36,8 @@ func mainCode(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	marker := fmt.Sprintf("%d-%d", os.Getpid(), time.Now().UnixNano())
-	if err := errors.Join(os.Setenv(runMarker, marker), os.Setenv("TMPDIR", dir)); err != nil {
+	// Programs that tests run as other users pass through the folder.
+	if err := errors.Join(os.Chmod(dir, 0o711), os.Setenv(runMarker, marker), os.Setenv("TMPDIR", dir)); err != nil {
 		fmt.Fprintln(os.Stderr, "testkit:", err)
 		return 1
 	}

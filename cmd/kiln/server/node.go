@@ -46,7 +46,7 @@ func startNode(ctx context.Context, opts Options, dir *dataDir, say func(string)
 		}
 	}()
 	cfg := opts.Config
-	if n.store, err = store.Open(ctx, dir.join("kiln.db")); err != nil {
+	if n.store, err = openStore(ctx, cfg, dir); err != nil {
 		return n, err
 	}
 	if err := ensureToken(ctx, n.store, TokenPath(dir.path)); err != nil {
@@ -86,6 +86,13 @@ func startNode(ctx context.Context, opts Options, dir *dataDir, say func(string)
 		Timeouts: pipeline.Timeouts{Image: time.Duration(cfg.Build.Timeout)}, Log: opts.Log,
 	})
 	return n, err
+}
+
+func openStore(ctx context.Context, cfg config.Config, dir *dataDir) (*store.Store, error) {
+	if cfg.Store.URL != "" {
+		return store.OpenPostgres(ctx, cfg.Store.URL)
+	}
+	return store.Open(ctx, dir.join("kiln.db"))
 }
 
 // newBundle makes what every VM boots.
