@@ -44,6 +44,15 @@ const (
 	BootCold     BootMode = "cold"
 )
 
+// ParseBootMode checks the name of a start path; "" is none in particular.
+func ParseBootMode(name string) (BootMode, error) {
+	switch m := BootMode(name); m {
+	case "", BootWarm, BootSnapshot, BootCold:
+		return m, nil
+	}
+	return "", Errorf(CodeInvalid, "boot mode %q is unknown", name).WithHint("use %s, %s or %s", BootWarm, BootSnapshot, BootCold)
+}
+
 // Sandbox is a running private clone of a template version.
 type Sandbox struct {
 	ID         string        `json:"id"`

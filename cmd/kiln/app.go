@@ -52,7 +52,7 @@ exist, 128+n if signal n ended it, and 125 if Kiln itself failed.`,
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	cmd.AddCommand(
 		a.serveCommand(), a.waitCommand(), a.templatesCommand(), a.sandboxCommand(), a.imagesCommand(), a.rootfsCommand(),
-		a.doctorCommand(), a.versionCommand(),
+		a.benchCommand(), a.doctorCommand(), a.versionCommand(),
 	)
 	asUsageErrors(cmd)
 	return cmd

@@ -26,6 +26,7 @@ func (a *app) sandboxCommand() *cobra.Command {
 // sandboxFlags are the flags that run and create share.
 type sandboxFlags struct {
 	template, size string
+	bootMode       string
 	env, metadata  []string
 	ttl            time.Duration
 }
@@ -37,10 +38,11 @@ func (f *sandboxFlags) add(cmd *cobra.Command) {
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "NAME=VALUE for every command (repeatable)")
 	flags.StringArrayVar(&f.metadata, "metadata", nil, "KEY=VALUE to find it by (repeatable)")
 	flags.DurationVar(&f.ttl, "ttl", 0, "life of the sandbox (default 5m)")
+	flags.StringVar(&f.bootMode, "boot-mode", "", "insist on a start path: warm, snapshot or cold (default the fastest there is)")
 }
 
 func (f *sandboxFlags) request() (api.CreateSandboxRequest, error) {
-	req := api.CreateSandboxRequest{Template: f.template, Size: f.size}
+	req := api.CreateSandboxRequest{Template: f.template, Size: f.size, BootMode: f.bootMode}
 	if f.template == "" {
 		return req, usageError{kiln.Errorf(kiln.CodeInvalid, "no template given").WithHint("use -t TEMPLATE; 'kiln templates list' shows them")}
 	}

@@ -34,6 +34,7 @@ type NewSandbox struct {
 	Env      map[string]string
 	Metadata map[string]string
 	TTL      time.Duration
+	BootMode kiln.BootMode // the only start path that will do; "" means the fastest there is
 }
 
 // DefaultTemplate is what a request without a template gets, as with PandaStack.
@@ -46,10 +47,11 @@ const createTimeout = 3 * time.Minute
 type Sandbox struct {
 	kiln.Sandbox
 	BootMS int64 `json:"boot_ms" doc:"Milliseconds from the request to the daemon's first answer"`
+	BootUS int64 `json:"boot_us" doc:"The same in microseconds"`
 }
 
 func sandboxOf(s *kiln.Sandbox) Sandbox {
-	return Sandbox{Sandbox: *s, BootMS: s.BootTime.Milliseconds()}
+	return Sandbox{Sandbox: *s, BootMS: s.BootTime.Milliseconds(), BootUS: s.BootTime.Microseconds()}
 }
 
 // CreateSandboxRequest is the body of a create request.
@@ -60,6 +62,7 @@ type CreateSandboxRequest struct {
 	TTLSeconds   *int64            `json:"ttl_seconds,omitempty" doc:"Life in seconds, 1 to 86400"`
 	Env          map[string]string `json:"env,omitempty" doc:"Variables of every command"`
 	Metadata     map[string]string `json:"metadata,omitempty"`
+	BootMode     string            `json:"boot_mode,omitempty" doc:"For tests and measurements: warm, snapshot or cold, and an error where that is impossible; default the fastest path there is"`
 	Persistent   bool              `json:"persistent,omitempty" doc:"Not supported: must be false"`
 	FromSnapshot string            `json:"from_snapshot,omitempty" doc:"Not supported: must be empty"`
 	Volumes      []any             `json:"volumes,omitempty" doc:"Not supported: must be empty"`
@@ -155,6 +158,10 @@ func (s *Server) newSandbox(ctx context.Context, body *CreateSandboxRequest) (Ne
 		return NewSandbox{}, notSupported("volumes")
 	}
 	req := NewSandbox{OrgID: orgOf(ctx), Template: body.Template, Size: body.Size, Env: body.Env, Metadata: body.Metadata}
+	var err error
+	if req.BootMode, err = kiln.ParseBootMode(body.BootMode); err != nil {
+		return NewSandbox{}, err
+	}
 	if req.Template == "" {
 		req.Template = DefaultTemplate
 	}
@@ -169,7 +176,6 @@ func (s *Server) newSandbox(ctx context.Context, body *CreateSandboxRequest) (Ne
 	if err := checkEnv(req.Env); err != nil {
 		return NewSandbox{}, err
 	}
-	var err error
 	req.TTL, err = s.ttl(body.TTLSeconds)
 	return req, err
 }

@@ -383,3 +383,26 @@ func TestStartsWaitForTheirTurn(t *testing.T) {
 	leave <- struct{}{}
 	wg.Wait()
 }
+
+func TestForcedStartPath(t *testing.T) {
+	h := newHost(t)
+	forced := func(mode kiln.BootMode) CreateRequest {
+		req := hello()
+		req.BootMode = mode
+		return req
+	}
+	for _, mode := range []kiln.BootMode{kiln.BootSnapshot, kiln.BootCold} {
+		if s := h.create(t, forced(mode)); s.BootMode != mode {
+			t.Errorf("boot mode %s, want %s", s.BootMode, mode)
+		}
+	}
+	if len(h.bakes) != 0 {
+		t.Errorf("a cold boot that was asked for asked for %d bakes", len(h.bakes))
+	}
+	h.store.snapshots = nil
+	_, err := h.Create(t.Context(), forced(kiln.BootSnapshot))
+	wantCode(t, err, kiln.CodeConflict)
+	if len(h.bakes) != 1 {
+		t.Errorf("%d bakes asked for, want 1", len(h.bakes))
+	}
+}

@@ -18,6 +18,8 @@ type CreateRequest struct {
 	TTL      time.Duration     // 0 means the default
 	Env      map[string]string // over the template's
 	Metadata map[string]string // the user's own words, returned as they are
+	// BootMode is the only start path that will do; "" means the fastest there is.
+	BootMode kiln.BootMode
 }
 
 // Limits on what a request may carry, so that a row and the guest's identity stay small.
@@ -34,6 +36,7 @@ type plan struct {
 	size     kiln.Size
 	spec     kiln.VMSpec
 	ttl      time.Duration
+	bootMode kiln.BootMode // "" means the fastest there is
 }
 
 // plan resolves and checks req.
@@ -63,7 +66,7 @@ func (m *Manager) plan(ctx context.Context, req CreateRequest) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &plan{template: t, version: v, size: size, spec: v.VMSpec(size), ttl: ttl}, nil
+	return &plan{template: t, version: v, size: size, spec: v.VMSpec(size), ttl: ttl, bootMode: req.BootMode}, nil
 }
 
 // sandbox returns the new sandbox that req and p describe.

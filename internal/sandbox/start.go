@@ -34,7 +34,7 @@ func (m *Manager) start(ctx context.Context, b *box, requested time.Time) error 
 	if err := m.checkBlobs(ctx, b.plan.spec.Rootfs); err != nil {
 		return fmt.Errorf("template %q version %d: %w", b.plan.template.Name, b.plan.version.Number, err)
 	}
-	snap, err := m.usableSnapshot(ctx, b)
+	snap, err := m.chooseStart(ctx, b)
 	if err != nil {
 		return err
 	}
@@ -50,6 +50,23 @@ func (m *Manager) start(ctx context.Context, b *box, requested time.Time) error 
 		return err
 	}
 	return m.save(ctx, b)
+}
+
+// chooseStart returns the snapshot to start b from, or nil for a cold boot. A path that the
+// request insists on and that there is not is an error.
+func (m *Manager) chooseStart(ctx context.Context, b *box) (*kiln.Snapshot, error) {
+	switch b.plan.bootMode {
+	case kiln.BootCold:
+		return nil, nil
+	case kiln.BootWarm:
+		return nil, kiln.Errorf(kiln.CodeConflict, "no warm slot of template %q at size %s", b.plan.template.Name, b.plan.size.Name)
+	}
+	snap, err := m.usableSnapshot(ctx, b)
+	if err == nil && snap == nil && b.plan.bootMode == kiln.BootSnapshot {
+		return nil, kiln.Errorf(kiln.CodeConflict, "template %q has no usable snapshot at size %s on this host",
+			b.plan.template.Name, b.plan.size.Name).WithHint("one is being made: try again in some seconds, or without boot_mode")
+	}
+	return snap, err
 }
 
 // usableSnapshot returns the golden snapshot made on a host like this one by a VMM like

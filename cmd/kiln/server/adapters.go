@@ -51,6 +51,7 @@ type sandboxes struct{ *sandbox.Manager }
 func (s sandboxes) Create(ctx context.Context, req api.NewSandbox) (*kiln.Sandbox, error) {
 	return s.Manager.Create(ctx, sandbox.CreateRequest{
 		OrgID: req.OrgID, Template: req.Template, Size: req.Size, TTL: req.TTL, Env: req.Env, Metadata: req.Metadata,
+		BootMode: req.BootMode,
 	})
 }
 

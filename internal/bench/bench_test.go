@@ -1,0 +1,54 @@
+package bench
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestQuantiles(t *testing.T) {
+	var s Sample
+	for _, n := range []int{5, 1, 4, 2, 3} {
+		s.Add(time.Duration(n) * time.Millisecond)
+	}
+	for percent, want := range map[int]time.Duration{0: 1, 50: 3, 99: 4, 100: 5} {
+		if got := s.Quantile(percent); got != want*time.Millisecond {
+			t.Errorf("quantile %d is %s, want %d ms", percent, got, want)
+		}
+	}
+	if got := Sample(nil).Quantile(50); got != 0 {
+		t.Errorf("quantile of nothing is %s", got)
+	}
+}
+
+func TestReport(t *testing.T) {
+	bare, restore := Sample{10 * time.Millisecond}, Sample{20 * time.Millisecond}
+	r := &Report{Name: "boot"}
+	r.row("bare", bare, bare.Quantile(50))
+	r.row("restore", restore, bare.Quantile(50))
+	r.row("not measured", nil, bare.Quantile(50))
+	r.ratio("restore / bare", restore.Quantile(50), bare.Quantile(50), 2.5, false)
+	r.ratio("restore / bare, at least", restore.Quantile(50), bare.Quantile(50), 2.5, true)
+	r.ratio("not measured", 0, bare.Quantile(50), 1, false)
+
+	var table strings.Builder
+	if err := r.WriteTable(&table); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"20.0", "2.00", "≤ 2.5 | yes", "≥ 2.5 | no"} {
+		if !strings.Contains(table.String(), want) {
+			t.Errorf("the table lacks %q:\n%s", want, table.String())
+		}
+	}
+	if strings.Contains(table.String(), "not measured") {
+		t.Errorf("the table has what was not measured:\n%s", table.String())
+	}
+	text, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := `"took":{"n":1,"min_ms":20,"p50_ms":20,"p99_ms":20},"per_bare_qemu":2`; !strings.Contains(string(text), want) {
+		t.Errorf("JSON %s lacks %s", text, want)
+	}
+}
