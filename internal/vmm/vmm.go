@@ -59,8 +59,9 @@ type Config struct {
 	Size kiln.Size
 	// Rootfs is attached read-only, Scratch read-write, as first and second disk.
 	Rootfs, Scratch string
-	// Memory is where guest memory lives when the machine is to be captured. Empty
-	// means anonymous memory: such a machine cannot be captured. Ignored by Restore.
+	// Memory is where guest memory lives when a booted machine is to be captured. Empty
+	// means anonymous memory: such a machine cannot be captured. Ignored by Restore,
+	// whose machines can always be captured.
 	Memory string
 }
 
@@ -78,11 +79,13 @@ type Machine interface {
 	// Pause stops the virtual CPUs; Resume lets them run again. Both are idempotent.
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
-	// Capture saves a paused machine that was booted with Config.Memory. It may let the
-	// guest run on for a moment, without connections, until it idles. On return
-	// s.Memory and s.State exist and the machine is still paused; it must be killed
-	// next, since s.Memory may be the memory it runs on. All connections made by Dial
-	// are closed.
+	// Capture saves a paused machine: one that was booted with Config.Memory, or any that
+	// was restored. What it saves is restored like any other State, any number of times.
+	// A booted machine may be let run on for a moment, without connections, until it
+	// idles; a restored one is saved as it is, because somebody may be working in it. On
+	// return s.Memory and s.State, which must not have existed, are complete but not
+	// synced, and the machine is still paused; it must be killed next, since s.Memory may
+	// be the memory it runs on. All connections made by Dial are closed.
 	Capture(ctx context.Context, s State) error
 	// PID is the process to account resources to.
 	PID() int

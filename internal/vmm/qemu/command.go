@@ -46,7 +46,7 @@ func (d *Driver) arguments(cfg vmm.Config, mem memory, incoming bool) []string {
 		"-machine", "microvm,memory-backend=m0,x-option-roms=off",
 	}
 	if incoming {
-		args = append(args, "-incoming", "defer")
+		args = append(args, "-incoming", "defer", "-S") // paused, whatever the state says
 	} else {
 		args = append(args, "-kernel", cfg.Boot.KernelPath, "-initrd", cfg.Boot.InitrdPath, "-append", d.cmdline)
 	}

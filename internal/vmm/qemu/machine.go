@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"os/exec"
 	"sync"
 
@@ -34,6 +33,8 @@ type machine struct {
 	dialing  chan struct{} // holds one token; its holder may use what follows
 	session  *link.Session
 	captured bool
+
+	loaded []byte // the stream that a restored machine was loaded from
 }
 
 func newMachine(cfg vmm.Config, mem memory, console *console, link *net.UnixConn) *machine {
@@ -120,58 +121,6 @@ func (m *machine) gone(err error) error {
 		return fmt.Errorf("machine %s: %w", m.cfg.ID, why)
 	}
 	return kiln.Errorf(kiln.CodeUnavailable, "the virtual machine %s has ended", m.cfg.ID)
-}
-
-// Capture implements [vmm.Machine].
-func (m *machine) Capture(ctx context.Context, s vmm.State) error {
-	if !m.memory.shared {
-		return kiln.Errorf(kiln.CodeInvalid, "machine %s was not booted to be captured", m.cfg.ID)
-	}
-	if err := m.capture(ctx, s); err != nil {
-		return fmt.Errorf("capture %s: %w", m.cfg.ID, m.gone(err))
-	}
-	return nil
-}
-
-func (m *machine) capture(ctx context.Context, s vmm.State) error {
-	if err := m.calm(ctx); err != nil {
-		return err
-	}
-	if err := m.drain(ctx); err != nil {
-		return err
-	}
-	if err := m.save(ctx, s.State); err != nil {
-		_ = os.Remove(s.State)
-		return err
-	}
-	if s.Memory == m.memory.path {
-		return nil
-	}
-	return os.Rename(m.memory.path, s.Memory)
-}
-
-// calm ends all connections and lets the guest run on until it has nothing more to do:
-// what it has left to do at the capture every clone would do again, before anything else.
-// The machine is paused afterwards.
-func (m *machine) calm(ctx context.Context) error {
-	select {
-	case m.dialing <- struct{}{}:
-		defer func() { <-m.dialing }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	m.captured = true
-	if err := m.qmp.run(ctx, "cont", nil); err != nil {
-		return err
-	}
-	if m.session != nil {
-		_ = m.session.Close() // ended either way
-		m.session = nil
-	}
-	if err := awaitIdle(ctx, m.PID()); err != nil {
-		return err
-	}
-	return m.qmp.run(ctx, "stop", nil)
 }
 
 // drain waits until QEMU takes nothing more from the guest's channel: a paused guest is

@@ -130,6 +130,7 @@ func (m *machine) load(ctx context.Context, stream []byte) error {
 	if err := m.qmp.run(ctx, "migrate-incoming", map[string]any{"uri": "fd:" + stateName}); err != nil {
 		return err
 	}
+	m.loaded = stream
 	return m.qmp.awaitMigration(ctx)
 }
 

@@ -209,6 +209,11 @@ func (s *suite) captureAndRestore(t *testing.T) {
 		waitReady(t, ctx, m)
 	})
 
+	t.Run("a clone is captured", func(t *testing.T) { s.captureClone(t, ctx, saved{state, cfg.Scratch}) })
+	if digestOf(t, state.Memory) != before {
+		t.Error("the capture of a clone changed the golden memory")
+	}
+
 	t.Run("damaged state is refused", func(t *testing.T) {
 		whole, err := os.ReadFile(state.State)
 		must(t, err)

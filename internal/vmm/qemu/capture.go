@@ -1,0 +1,118 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/vmm"
+)
+
+// Capture implements [vmm.Machine].
+func (m *machine) Capture(ctx context.Context, s vmm.State) error {
+	capture := m.capture
+	switch {
+	case m.loaded != nil:
+		capture = m.captureClone
+	case !m.memory.shared:
+		return kiln.Errorf(kiln.CodeInvalid, "machine %s was not booted to be captured", m.cfg.ID)
+	}
+	if err := capture(ctx, s); err != nil {
+		return fmt.Errorf("capture %s: %w", m.cfg.ID, m.gone(err))
+	}
+	return nil
+}
+
+// capture saves a machine that was booted with its memory in a file.
+func (m *machine) capture(ctx context.Context, s vmm.State) error {
+	if err := m.calm(ctx); err != nil {
+		return err
+	}
+	if err := m.drain(ctx); err != nil {
+		return err
+	}
+	if err := m.save(ctx, s.State); err != nil {
+		_ = os.Remove(s.State)
+		return err
+	}
+	if s.Memory == m.memory.path {
+		return nil
+	}
+	return os.Rename(m.memory.path, s.Memory)
+}
+
+// calm ends all connections and lets the guest run on until it has nothing more to do:
+// what it has left to do at the capture every clone would do again, before anything else.
+// The machine is paused afterwards.
+func (m *machine) calm(ctx context.Context) error {
+	if err := m.qmp.run(ctx, "cont", nil); err != nil {
+		return err
+	}
+	if err := m.hangUp(ctx); err != nil {
+		return err
+	}
+	if err := awaitIdle(ctx, m.PID()); err != nil {
+		return err
+	}
+	return m.qmp.run(ctx, "stop", nil)
+}
+
+// captureClone saves a restored machine as it is: somebody may be working in it, and goes
+// on when it is restored.
+func (m *machine) captureClone(ctx context.Context, s vmm.State) (err error) {
+	if err := m.hangUp(ctx); err != nil {
+		return err
+	}
+	if err := m.drain(ctx); err != nil {
+		return err
+	}
+	devices, err := m.saveDevices(ctx)
+	if err != nil {
+		return err
+	}
+	stream, err := withDevices(m.loaded, devices)
+	if err != nil {
+		return err
+	}
+	if err := copyMemory(ctx, m.PID(), m.memory.path, s.Memory); err != nil {
+		return fmt.Errorf("memory: %w", err)
+	}
+	if err := writeFile(s.State, encodeState(stream)); err != nil {
+		return errors.Join(err, os.Remove(s.Memory))
+	}
+	return nil
+}
+
+// hangUp ends all connections and takes no more.
+func (m *machine) hangUp(ctx context.Context) error {
+	select {
+	case m.dialing <- struct{}{}:
+		defer func() { <-m.dialing }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	m.captured = true
+	if m.session != nil {
+		_ = m.session.Close() // ended either way
+		m.session = nil
+	}
+	return nil
+}
+
+const devicesName = "devices.tmp"
+
+// saveDevices returns what QEMU saves of devices and CPUs without memory. A migration
+// would read and send all of a clone's memory. The command is named after its first user;
+// nothing in it is about Xen.
+func (m *machine) saveDevices(ctx context.Context) ([]byte, error) {
+	path := filepath.Join(m.cfg.Dir, devicesName)
+	defer os.Remove(path) //nolint:errcheck // it goes with its folder, too
+	err := m.qmp.run(ctx, "xen-save-devices-state", map[string]any{"filename": path, "live": false})
+	if err != nil {
+		return nil, err
+	}
+	return os.ReadFile(path)
+}
