@@ -45,6 +45,8 @@ type BuildOptions struct {
 	KeptBase string `json:"kept_base,omitempty"`
 	NoCache  bool   `json:"no_cache,omitempty"`
 	Pull     bool   `json:"pull,omitempty"` // ask for newer base images
+	// Origin says where the context came from.
+	Origin Origin `json:"origin,omitzero"`
 	// Secrets maps the id of a RUN --mount=type=secret to its value. They are never
 	// stored, never logged, and not part of any key.
 	Secrets map[string][]byte `json:"-"`

@@ -26,10 +26,12 @@ const waitDelay = 2 * time.Second
 type Command struct {
 	Name string // looked up in PATH unless it has a slash
 	Args []string
-	Dir  string    // "" means the current directory
-	Env  []string  // KEY=value, added to the environment of this process
-	In   io.Reader // nil means /dev/null
-	Out  io.Writer // nil means /dev/null
+	Dir  string   // "" means the current directory
+	Env  []string // KEY=value, added to the environment of this process
+	// OnlyEnv makes Env the whole environment.
+	OnlyEnv bool
+	In      io.Reader // nil means /dev/null
+	Out     io.Writer // nil means /dev/null
 }
 
 // Error is the failure of a command that was started.
@@ -91,7 +93,10 @@ func (c Command) Run(ctx context.Context) error {
 	stderr := &tail{}
 	cmd := exec.CommandContext(ctx, path, c.Args...)
 	cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Dir, c.In, c.Out, stderr
-	cmd.Env = append(os.Environ(), c.Env...)
+	cmd.Env = c.Env
+	if !c.OnlyEnv {
+		cmd.Env = append(os.Environ(), c.Env...)
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = waitDelay

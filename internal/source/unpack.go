@@ -32,7 +32,8 @@ func DefaultLimits() Limits {
 	return Limits{Entries: 500_000, Bytes: 16 << 30, PathLength: 1024}
 }
 
-func (l Limits) withDefaults() Limits {
+// WithDefaults returns l with the values of [DefaultLimits] for zero fields.
+func (l Limits) WithDefaults() Limits {
 	d := DefaultLimits()
 	if l.Entries == 0 {
 		l.Entries = d.Entries
@@ -78,7 +79,7 @@ func unpack(ctx context.Context, r io.Reader, dir string, limits Limits, want fu
 	if err != nil {
 		return err
 	}
-	u := &unpacker{ctx: ctx, root: root, limits: limits.withDefaults(), want: want, kinds: map[string]byte{".": tar.TypeDir}}
+	u := &unpacker{ctx: ctx, root: root, limits: limits.WithDefaults(), want: want, kinds: map[string]byte{".": tar.TypeDir}}
 	return u.archive(tar.NewReader(plain))
 }
 
