@@ -3,6 +3,8 @@ package kiln
 import (
 	"crypto/rand"
 	"encoding/base32"
+	"encoding/base64"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -13,6 +15,9 @@ type SandboxStatus string
 const (
 	SandboxCreating SandboxStatus = "creating"
 	SandboxRunning  SandboxStatus = "running"
+	SandboxPausing  SandboxStatus = "pausing" // its VM is being saved
+	SandboxPaused   SandboxStatus = "paused"  // saved in its folder; no process, no memory
+	SandboxWaking   SandboxStatus = "waking"  // being restored from what was saved
 	SandboxStopping SandboxStatus = "stopping"
 	SandboxDeleted  SandboxStatus = "deleted"
 	SandboxFailed   SandboxStatus = "failed"
@@ -20,7 +25,10 @@ const (
 
 var sandboxTransitions = map[SandboxStatus][]SandboxStatus{
 	SandboxCreating: {SandboxRunning, SandboxFailed, SandboxStopping},
-	SandboxRunning:  {SandboxStopping, SandboxFailed},
+	SandboxRunning:  {SandboxPausing, SandboxStopping, SandboxFailed},
+	SandboxPausing:  {SandboxPaused, SandboxRunning, SandboxStopping, SandboxFailed},
+	SandboxPaused:   {SandboxWaking, SandboxStopping, SandboxFailed},
+	SandboxWaking:   {SandboxRunning, SandboxPaused, SandboxStopping, SandboxFailed},
 	SandboxStopping: {SandboxDeleted, SandboxFailed},
 	SandboxFailed:   {SandboxStopping, SandboxDeleted},
 }
@@ -71,9 +79,18 @@ type Sandbox struct {
 	BootTime  time.Duration     `json:"-"`
 	Metadata  map[string]string `json:"metadata,omitempty"`
 	Env       map[string]string `json:"-"`
+	Parent    string            `json:"parent_id,omitempty"` // the sandbox that it was forked from
 	CreatedAt time.Time         `json:"created_at"`
-	ExpiresAt time.Time         `json:"expires_at"`
+	ExpiresAt time.Time         `json:"expires_at,omitzero"` // zero while it is paused: its time stands still
+	PausedAt  time.Time         `json:"paused_at,omitzero"`
 	EndedAt   time.Time         `json:"ended_at,omitzero"`
+	// TTL is the life that was asked for last; it begins anew when the sandbox wakes.
+	TTL time.Duration `json:"-"`
+	// Persistent sandboxes are paused, not ended, when they expire or have been idle.
+	Persistent bool `json:"persistent,omitempty"`
+	// IdleTimeout is how long nobody may use the sandbox before it is paused, if it is
+	// persistent, or ended; 0 means for ever.
+	IdleTimeout time.Duration `json:"-"`
 	// AccessToken is what the guest daemon asks for in X-Access-Token.
 	AccessToken string `json:"-"`
 	// Process is the VMM, recorded so that a restarted server can end it.
@@ -88,7 +105,67 @@ type Process struct {
 
 // Living reports whether a sandbox in this status still holds resources.
 func (s SandboxStatus) Living() bool {
-	return s == SandboxCreating || s == SandboxRunning || s == SandboxStopping
+	return s != SandboxDeleted && s != SandboxFailed
+}
+
+// SandboxStatuses returns every status, in the order of a life.
+func SandboxStatuses() []SandboxStatus {
+	return []SandboxStatus{SandboxCreating, SandboxRunning, SandboxPausing, SandboxPaused, SandboxWaking,
+		SandboxStopping, SandboxDeleted, SandboxFailed}
+}
+
+// ParseSandboxStatus checks the name of a status.
+func ParseSandboxStatus(name string) (SandboxStatus, error) {
+	var names []string
+	for _, s := range SandboxStatuses() {
+		if string(s) == name {
+			return s, nil
+		}
+		names = append(names, string(s))
+	}
+	return "", Errorf(CodeInvalid, "status %q is unknown", name).WithHint("statuses are %s", strings.Join(names, ", "))
+}
+
+// SandboxFilter chooses sandboxes. A zero field chooses all.
+type SandboxFilter struct {
+	OrgID    string
+	Statuses []SandboxStatus   // none means those that live
+	Template string            // ID or name
+	Metadata map[string]string // all of them must be equal
+	After    SandboxCursor     // those that follow this one
+	Limit    int               // 0 means no bound
+}
+
+// SandboxCursor is a place in a list of sandboxes, which are ordered by age, oldest first.
+// It stays valid whatever is created or ends meanwhile.
+type SandboxCursor struct {
+	CreatedAt time.Time
+	ID        string
+}
+
+// Cursor returns the place of s in a list.
+func (s *Sandbox) Cursor() SandboxCursor { return SandboxCursor{s.CreatedAt, s.ID} }
+
+// String returns an opaque token; "" for the zero cursor.
+func (c SandboxCursor) String() string {
+	if c.ID == "" {
+		return ""
+	}
+	return base64.RawURLEncoding.EncodeToString([]byte(strconv.FormatInt(c.CreatedAt.UnixNano(), 10) + " " + c.ID))
+}
+
+// ParseSandboxCursor is the inverse of [SandboxCursor.String].
+func ParseSandboxCursor(token string) (SandboxCursor, error) {
+	if token == "" {
+		return SandboxCursor{}, nil
+	}
+	text, err := base64.RawURLEncoding.DecodeString(token)
+	at, id, ok := strings.Cut(string(text), " ")
+	nanos, perr := strconv.ParseInt(at, 10, 64)
+	if err != nil || perr != nil || !ok || id == "" {
+		return SandboxCursor{}, Errorf(CodeInvalid, "the page token %.40q is not one that a list has returned", token)
+	}
+	return SandboxCursor{time.Unix(0, nanos).UTC(), id}, nil
 }
 
 // LocalOrgID is the organisation of everything on a server that knows only one.

@@ -86,6 +86,7 @@ CREATE TABLE sandboxes (
     id           TEXT    NOT NULL PRIMARY KEY,
     org_id       TEXT    NOT NULL,
     template_id  TEXT    NOT NULL,
+    template     TEXT    NOT NULL,             -- its name when the sandbox was created
     version      BIGINT  NOT NULL,
     status       TEXT    NOT NULL,
     living       BOOLEAN NOT NULL,
@@ -93,6 +94,14 @@ CREATE TABLE sandboxes (
     sandbox_json TEXT    NOT NULL
 );
 CREATE INDEX sandboxes_living ON sandboxes (created_at, id) WHERE living;
+CREATE INDEX sandboxes_by_org ON sandboxes (org_id, created_at, id);
+
+CREATE TABLE sandbox_metadata (
+    sandbox_id TEXT NOT NULL REFERENCES sandboxes (id) ON DELETE CASCADE,
+    name       TEXT NOT NULL,
+    value      TEXT NOT NULL,
+    PRIMARY KEY (sandbox_id, name)
+);
 
 CREATE TABLE tokens (
     id         TEXT   NOT NULL PRIMARY KEY,
@@ -105,6 +114,7 @@ CREATE TABLE tokens (
 
 -- +goose Down
 DROP TABLE tokens;
+DROP TABLE sandbox_metadata;
 DROP TABLE sandboxes;
 DROP TABLE version_snapshots;
 DROP TABLE snapshots;

@@ -39,6 +39,7 @@ func Run(t *testing.T, open func(t *testing.T) *store.Store) {
 		"StageCache":           testStageCache,
 		"Snapshots":            testSnapshots,
 		"Sandboxes":            testSandboxes,
+		"List of sandboxes":    testListSandboxes,
 		"Tokens":               testTokens,
 		"CancelledContext":     testCancelledContext,
 	} {
