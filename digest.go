@@ -22,6 +22,11 @@ func DigestOf(b []byte) Digest {
 	return Digest(digestPrefix + hex.EncodeToString(sum[:]))
 }
 
+// DigestFromSum returns the digest whose SHA-256 is sum.
+func DigestFromSum(sum [sha256.Size]byte) Digest {
+	return Digest(digestPrefix + hex.EncodeToString(sum[:]))
+}
+
 // DigestFromHash returns the digest that h, a SHA-256 hash, has accumulated.
 func DigestFromHash(h hash.Hash) Digest {
 	return Digest(digestPrefix + hex.EncodeToString(h.Sum(nil)))

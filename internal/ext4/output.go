@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/tandem"
 )
 
 // ChunkSize is the grid in bytes on which file data is placed and over which chunk
@@ -24,8 +25,8 @@ type Chunk struct {
 
 // output writes an image from front to back, once: data to the file, leaving holes where
 // there is none, and everything to the digest of the whole and to that of each chunk.
-// Hashing and writing go on beside the caller. The first error sticks; what is written
-// after it is dropped.
+// Writing and hashing go on beside the caller, each on a processor of its own where there
+// are enough. The first error sticks; what is written after it is dropped.
 type output struct {
 	file  *os.File
 	pos   int64 // next byte
@@ -64,17 +65,15 @@ func newOutput(file *os.File, chunk func(Chunk)) *output {
 	}
 	o.cur = <-o.free
 	o.done.Add(2)
-	go o.storeAll(chunk)
-	go o.hashAll()
+	go o.storeAll()
+	go o.hashAll(chunk)
 	return o
 }
 
-// storeAll writes chunks to the file and takes their digests.
-func (o *output) storeAll(chunk func(Chunk)) {
+// storeAll writes chunks to the file.
+func (o *output) storeAll() {
 	defer o.done.Done()
 	defer close(o.hash)
-	var zeros [ChunkSize]byte
-	hole := Chunk{Digest: sha256.Sum256(zeros[:]), Zero: true}
 	for c := range o.store {
 		if o.failed() == nil {
 			for _, s := range c.spans {
@@ -83,27 +82,23 @@ func (o *output) storeAll(chunk func(Chunk)) {
 					break
 				}
 			}
-			if len(c.spans) == 0 && c.used == ChunkSize {
-				hole.Index = c.index
-				chunk(hole)
-			} else {
-				chunk(Chunk{Index: c.index, Digest: sha256.Sum256(c.data[:c.used]), Zero: len(c.spans) == 0})
-			}
 		}
 		o.hash <- c
 	}
 }
 
-// hashAll takes the digest of the whole.
-func (o *output) hashAll() {
+// hashAll takes the digests.
+func (o *output) hashAll(chunk func(Chunk)) {
 	defer o.done.Done()
-	h := sha256.New()
+	h := tandem.New()
 	for c := range o.hash {
-		h.Write(c.data[:c.used])
+		if o.failed() == nil {
+			chunk(Chunk{Index: c.index, Digest: h.Chunk(c.data[:c.used]), Zero: len(c.spans) == 0})
+		}
 		c.used, c.spans = 0, c.spans[:0]
 		o.free <- c
 	}
-	o.sum = kiln.DigestFromHash(h)
+	o.sum = kiln.DigestFromSum(h.Sum())
 }
 
 func (o *output) fail(err error) {
