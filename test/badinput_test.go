@@ -186,7 +186,7 @@ func TestDiskFull(t *testing.T) {
 		})
 	})
 	r := s.kiln("templates", "build", "big", contextWith(t, "FROM debian:bookworm-slim\nRUN head -c 100000000 /dev/urandom > /big\n"))
-	if r.code == 0 || !strings.Contains(r.stderr, "no space left") {
+	if r.code == 0 || !strings.Contains(r.stderr, "is full") || !strings.Contains(r.stderr, s.dataDir) {
 		t.Errorf("exit code %d\n%s%s", r.code, r.stdout, r.stderr)
 	}
 	if list := s.must("templates", "list"); strings.Contains(list, "ready") {

@@ -239,6 +239,13 @@ func untilEnd(ctx context.Context, machine vmm.Machine, f func(context.Context) 
 		}
 	}()
 	err := f(ctx)
+	if errors.Is(err, guest.ErrGone) {
+		// The connection may break before the end of the VM is known, which explains it.
+		select {
+		case <-ctx.Done():
+		case <-time.After(endNotice):
+		}
+	}
 	if err != nil && errors.Is(context.Cause(ctx), errEnded) {
 		return context.Cause(ctx)
 	}
@@ -246,6 +253,9 @@ func untilEnd(ctx context.Context, machine vmm.Machine, f func(context.Context) 
 }
 
 var errEnded = errors.New("VM ended")
+
+// endNotice is how long a VM whose connection broke may take to be known as ended.
+const endNotice = 2 * time.Second
 
 // consoleTail returns the last lines that the guest printed, for the log.
 func consoleTail(machine vmm.Machine) string {

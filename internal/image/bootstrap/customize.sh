@@ -28,6 +28,9 @@ chmod 755 "$root"/usr/sbin/policy-rc.d
 rm -f "$root"/etc/resolv.conf "$root"/etc/hostname "$root"/etc/machine-id "$root"/var/lib/dbus/machine-id
 rm -f "$root"/etc/.pwd.lock "$root"/etc/passwd- "$root"/etc/group- "$root"/etc/shadow- "$root"/etc/gshadow- "$root"/etc/subuid- "$root"/etc/subgid-
 rm -f "$root"/var/lib/dpkg/*-old "$root"/var/cache/debconf/*-old "$root"/var/cache/ldconfig/aux-cache
-rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/*.bin "$root"/var/cache/apt/archives/*.deb "$root"/tmp/* "$root"/var/tmp/*
+rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/*.bin "$root"/var/cache/apt/archives/*.deb
+# mmdebstrap's own configuration of apt stays until mmdebstrap removes it: without it the
+# next apt-get would work on this machine instead of the new system.
+find "$root"/tmp "$root"/var/tmp -mindepth 1 ! -path "$MMDEBSTRAP_APT_CONFIG" -delete
 mkdir -p "$root"/var/lib/apt/lists/partial "$root"/var/cache/apt/archives/partial
 find "$root"/var/log -type f -delete

@@ -39,6 +39,8 @@ func run(ctx context.Context, a archive, workDir string, epoch time.Time, out io
 		"--dpkgopt=force-unsafe-io",
 		// The hook makes that file; otherwise mmdebstrap makes one and removes it.
 		"--skip=chroot/policy-rc.d",
+		// The hook has done that, and leaves no lock file.
+		"--skip=cleanup/apt",
 	}
 	if a.https() {
 		args = append(args, "--include=ca-certificates")
