@@ -39,6 +39,9 @@ type Config struct {
 	VM      VM      `toml:"vm"`
 	Sandbox Sandbox `toml:"sandbox"`
 	API     API     `toml:"api"`
+
+	// Sizes changes the numbers of VM sizes, by name.
+	Sizes map[string]Size `toml:"sizes"`
 }
 
 // Log says what is logged, on standard error.
@@ -173,7 +176,7 @@ func Load(path string) (Config, error) {
 // Validate checks every setting and returns the first fault as a *kiln.Error that names
 // the key.
 func (c *Config) Validate() error {
-	for _, check := range []func() error{c.checkPaths, c.checkListen, c.checkLog, c.checkStore, c.checkBuild, c.checkVM, c.checkLimits} {
+	for _, check := range []func() error{c.checkPaths, c.checkListen, c.checkLog, c.checkStore, c.checkBuild, c.checkVM, c.checkSizes, c.checkLimits} {
 		if err := check(); err != nil {
 			return err
 		}
