@@ -79,6 +79,8 @@ func TestSnapshotKeyCoversEveryInput(t *testing.T) {
 		"workdir":     func(k *kiln.SnapshotKey) { k.Config.WorkingDir = "/srv" },
 		"env":         func(k *kiln.SnapshotKey) { k.Env = map[string]string{"A": "b"} },
 		"scratch":     func(k *kiln.SnapshotKey) { k.ScratchMB = 2048 },
+		"egress":      func(k *kiln.SnapshotKey) { k.Egress.DenyCIDRs = []string{"10.0.0.0/8"} },
+		"network":     func(k *kiln.SnapshotKey) { k.Network = true },
 	}
 	want := base().Digest()
 	for name, change := range changes {

@@ -1,11 +1,13 @@
 package kiln
 
 import (
+	"encoding/json"
 	"net/netip"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // EgressMode says what happens to traffic that no rule of a policy names.
@@ -225,6 +227,15 @@ func (p EgressPolicy) AllowsDomain(host string) bool {
 	})
 }
 
+// key returns the policy in a form that two different ones never share.
+func (p EgressPolicy) key() string {
+	b, err := json.Marshal(p)
+	if err != nil {
+		panic(err) // strings and numbers are always encodable
+	}
+	return string(b)
+}
+
 // String sums the policy up in one line for people.
 func (p EgressPolicy) String() string {
 	parts := []string{string(p.EffectiveMode())}
@@ -246,4 +257,26 @@ func (p EgressPolicy) String() string {
 	add("domains", p.AllowDomains)
 	add("deny", p.DenyCIDRs)
 	return strings.Join(parts, " ")
+}
+
+// NetworkUse is what passed between a sandbox and the outside.
+type NetworkUse struct {
+	SentBytes     uint64 `json:"sent_bytes"`
+	ReceivedBytes uint64 `json:"received_bytes"`
+	// RefusedPackets counts what the policy refused, DroppedFrames what was no packet of
+	// the sandbox at all: IPv6, forged addresses. RefusedNames counts look-ups.
+	RefusedPackets uint64 `json:"refused_packets"`
+	DroppedFrames  uint64 `json:"dropped_frames"`
+	RefusedNames   uint64 `json:"refused_names"`
+}
+
+// Denial is something that a sandbox tried to reach and was not allowed to.
+type Denial struct {
+	// Destination is an address, or a name that was not resolved.
+	Destination string    `json:"destination"`
+	Protocol    string    `json:"protocol"`       // "tcp", "udp", "icmp", "dns" or a number
+	Port        int       `json:"port,omitempty"` // of TCP and UDP
+	Attempts    uint64    `json:"attempts"`       // packets or look-ups
+	Reason      string    `json:"reason"`         // which rule refused it
+	LastAt      time.Time `json:"last_at"`
 }

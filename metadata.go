@@ -28,6 +28,8 @@ type Metadata struct {
 	// DiskMB is the size of the writable scratch disk in MiB; 0 means [DefaultDiskMB].
 	DiskMB int           `json:"disk_mb,omitempty"`
 	Build  MetadataBuild `json:"build,omitzero"`
+	// Egress is what sandboxes may reach unless they say otherwise.
+	Egress EgressPolicy `json:"egress,omitzero"`
 }
 
 // MetadataBuild is the [build] table of a metadata file.

@@ -91,6 +91,9 @@ type Sandbox struct {
 	// IdleTimeout is how long nobody may use the sandbox before it is paused, if it is
 	// persistent, or ended; 0 means for ever.
 	IdleTimeout time.Duration `json:"-"`
+	// Egress is what the sandbox may reach, its template's and the cluster's settings
+	// included. It is empty on a server without a network.
+	Egress EgressPolicy `json:"egress,omitzero"`
 	// AccessToken is what the guest daemon asks for in X-Access-Token.
 	AccessToken string `json:"-"`
 	// Process is the VMM, recorded so that a restarted server can end it.

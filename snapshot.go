@@ -42,6 +42,8 @@ type VMSpec struct {
 	StartCmd  string
 	ReadyCmd  string
 	ScratchMB int
+	// Egress is what the VM may reach while it gets ready to be captured.
+	Egress EgressPolicy
 }
 
 // VMSpec returns what a VM of version v at the given size is made of.
@@ -49,6 +51,7 @@ func (v *Version) VMSpec(size Size) VMSpec {
 	return VMSpec{
 		Rootfs: v.Rootfs, Size: size, Config: v.Config, Env: v.Metadata.Env,
 		StartCmd: v.Metadata.StartCmd, ReadyCmd: v.Metadata.ReadyCmd, ScratchMB: v.ScratchMB(),
+		Egress: v.Metadata.Egress,
 	}
 }
 
@@ -59,6 +62,7 @@ type SnapshotKey struct {
 	BootBundle     Digest
 	VMM            string // driver name and version, "qemu-tcg 7.2.22"
 	CPUFingerprint string
+	Network        bool // the VM has a network device
 }
 
 // Snapshot is the saved VM of one version at one size.
@@ -89,5 +93,7 @@ func (k SnapshotKey) Digest() Digest {
 		Add("working-dir", k.Config.WorkingDir).
 		AddMap("template-env", k.Env).
 		Add("scratch-mb", strconv.Itoa(k.ScratchMB)).
+		Add("network", strconv.FormatBool(k.Network)).
+		Add("egress", k.Egress.key()).
 		Key()
 }

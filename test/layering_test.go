@@ -72,7 +72,7 @@ func TestLayering(t *testing.T) {
 
 // guestSide lists what is compiled into the guest daemon.
 func guestSide(name string) bool {
-	for _, own := range []string{"internal/sandboxd", "internal/guestapi", "internal/link", "cmd/kiln-sandboxd"} {
+	for _, own := range []string{"internal/sandboxd", "internal/guestapi", "internal/guestnet", "internal/link", "cmd/kiln-sandboxd"} {
 		if under(name, own) {
 			return true
 		}

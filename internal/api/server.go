@@ -32,9 +32,7 @@ type Options struct {
 	RequestTimeout time.Duration
 	// DefaultTTL is the life of a sandbox whose request names none; 0 means kiln.DefaultTTL.
 	DefaultTTL time.Duration
-	// Sizes are this server's.
-	Sizes kiln.SizeTable
-	Log   *slog.Logger // nil discards
+	Log        *slog.Logger // nil discards
 }
 
 // Server answers /v1, /openapi.json, /healthz and /readyz.

@@ -34,7 +34,7 @@ var wantedModules = []wanted{
 	{"overlay", true},
 	{"virtio_console", true},
 	{"vmw_vsock_virtio_transport", false},
-	{"virtio_net", false},
+	{"virtio_net", false}, // brings failover and net_failover with it
 	{"virtio_rng", false},
 }
 

@@ -38,10 +38,8 @@ type Config struct {
 	Build   Build   `toml:"build"`
 	VM      VM      `toml:"vm"`
 	Sandbox Sandbox `toml:"sandbox"`
+	Network Network `toml:"network"`
 	API     API     `toml:"api"`
-
-	// Sizes changes the numbers of VM sizes, by name.
-	Sizes map[string]Size `toml:"sizes"`
 }
 
 // Log says what is logged, on standard error.
@@ -145,6 +143,7 @@ func Default() Config {
 		Log:     Log{Level: "info", Format: "text"},
 		Build:   Build{CABundle: "auto", Timeout: Duration(30 * time.Minute), ReadyTimeout: Duration(5 * time.Minute), Parallel: 2, MaxContextMB: 2048},
 		VM:      VM{QEMU: "qemu-system-x86_64", Accel: "auto"},
+		Network: defaultNetwork(),
 		Sandbox: Sandbox{DefaultTTL: Duration(kiln.DefaultTTL)},
 		API:     API{RequestTimeout: Duration(30 * time.Second), ShutdownTimeout: Duration(20 * time.Second)},
 	}
@@ -176,7 +175,7 @@ func Load(path string) (Config, error) {
 // Validate checks every setting and returns the first fault as a *kiln.Error that names
 // the key.
 func (c *Config) Validate() error {
-	for _, check := range []func() error{c.checkPaths, c.checkListen, c.checkLog, c.checkStore, c.checkBuild, c.checkVM, c.checkSizes, c.checkLimits} {
+	for _, check := range []func() error{c.checkPaths, c.checkListen, c.checkLog, c.checkStore, c.checkBuild, c.checkVM, c.checkLimits, c.checkNetwork} {
 		if err := check(); err != nil {
 			return err
 		}

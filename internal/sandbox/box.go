@@ -8,6 +8,7 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/guest"
+	"github.com/kilnvm/kiln/internal/network"
 	"github.com/kilnvm/kiln/internal/vmm"
 )
 
@@ -27,6 +28,7 @@ type box struct {
 	view    kiln.Sandbox
 	machine vmm.Machine
 	client  *guest.Client
+	slot    *network.Slot // nil without a network
 	expiry  *time.Timer
 	ending  bool
 }

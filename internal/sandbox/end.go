@@ -53,7 +53,7 @@ func (m *Manager) end(b *box, final kiln.SandboxStatus, reason string) {
 // releaseAll gives back everything but the row, in the reverse order of acquisition.
 func (m *Manager) releaseAll(b *box) error {
 	b.mu.Lock()
-	machine, client, expiry := b.machine, b.client, b.expiry
+	machine, client, expiry, slot := b.machine, b.client, b.expiry, b.slot
 	b.mu.Unlock()
 
 	var errs []error
@@ -66,6 +66,11 @@ func (m *Manager) releaseAll(b *box) error {
 	if machine != nil {
 		if err := machine.Kill(); err != nil {
 			errs = append(errs, fmt.Errorf("kill VM: %w", err))
+		}
+	}
+	if slot != nil {
+		if err := slot.Release(); err != nil {
+			errs = append(errs, fmt.Errorf("network: %w", err))
 		}
 	}
 	if err := os.RemoveAll(b.dir); err != nil {

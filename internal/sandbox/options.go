@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/network"
 	"github.com/kilnvm/kiln/internal/ready"
 	"github.com/kilnvm/kiln/internal/vmm"
 )
@@ -38,9 +39,11 @@ type Options struct {
 	// why is nil when there is none, else it says what is wrong with it. It returns at
 	// once. nil means that nobody wants to know.
 	RequestBake func(v *kiln.Version, size kiln.Size, why error)
+	// Network connects sandboxes; nil means that they have no network. The manager does
+	// not close it.
+	Network *network.Pool
 	// Dir holds one folder per living sandbox and nothing else. The manager creates it.
 	Dir    string
-	Sizes  kiln.SizeTable // this server's
 	Limits Limits
 	// Ready bounds the template's own commands in a cold start.
 	Ready ready.Limits

@@ -20,6 +20,8 @@ type CreateRequest struct {
 	Metadata map[string]string // the user's own words, returned as they are
 	// BootMode is the only start path that will do; "" means the fastest there is.
 	BootMode kiln.BootMode
+	// Egress is what the sandbox may reach, where its template does not say it.
+	Egress kiln.EgressPolicy
 }
 
 // Limits on what a request may carry, so that a row and the guest's identity stay small.
@@ -51,6 +53,9 @@ func (m *Manager) plan(ctx context.Context, req CreateRequest) (*plan, error) {
 	if err := checkPairs("metadata", req.Metadata); err != nil {
 		return nil, err
 	}
+	if err := m.checkEgress(req.Egress); err != nil {
+		return nil, err
+	}
 	ref, err := kiln.ParseTemplateRef(req.Template)
 	if err != nil {
 		return nil, err
@@ -62,7 +67,7 @@ func (m *Manager) plan(ctx context.Context, req CreateRequest) (*plan, error) {
 	if err := checkReady(ref, t, v); err != nil {
 		return nil, err
 	}
-	size, err := chooseSize(m.opts.Sizes, req.Size, t, v)
+	size, err := chooseSize(req.Size, t, v)
 	if err != nil {
 		return nil, err
 	}
@@ -79,6 +84,7 @@ func (p *plan) sandbox(req CreateRequest, now time.Time) kiln.Sandbox {
 		Metadata: maps.Clone(req.Metadata), Env: maps.Clone(req.Env),
 		CreatedAt: now, ExpiresAt: now.Add(p.ttl),
 		AccessToken: kiln.NewID("") + kiln.NewID(""),
+		Egress:      req.Egress.Over(p.version.Metadata.Egress),
 	}
 }
 
@@ -100,11 +106,11 @@ func checkReady(ref kiln.TemplateRef, t *kiln.Template, v *kiln.Version) error {
 	}
 }
 
-func chooseSize(sizes kiln.SizeTable, name string, t *kiln.Template, v *kiln.Version) (kiln.Size, error) {
+func chooseSize(name string, t *kiln.Template, v *kiln.Version) (kiln.Size, error) {
 	if name == "" {
 		name = v.DefaultSize()
 	}
-	size, err := sizes.ByName(name)
+	size, err := kiln.SizeByName(name)
 	if err != nil {
 		return kiln.Size{}, err
 	}

@@ -38,6 +38,9 @@ func (m *Manager) start(ctx context.Context, b *box, requested time.Time) error 
 	if err != nil {
 		return err
 	}
+	if err := m.connect(ctx, b); err != nil {
+		return err
+	}
 	if snap != nil {
 		err = m.restore(ctx, b, snap, requested)
 	} else {
@@ -172,7 +175,7 @@ func (m *Manager) adopt(b *box, machine vmm.Machine, dial func(context.Context) 
 func (m *Manager) config(b *box) vmm.Config {
 	return vmm.Config{
 		ID: b.id, Dir: b.dir, Boot: m.opts.Boot, Size: b.plan.size,
-		Rootfs: m.opts.Blobs.Path(b.plan.spec.Rootfs.Digest), Scratch: scratchIn(b.dir),
+		Rootfs: m.opts.Blobs.Path(b.plan.spec.Rootfs.Digest), Scratch: scratchIn(b.dir), Network: b.network(),
 	}
 }
 

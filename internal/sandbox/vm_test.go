@@ -14,6 +14,7 @@ import (
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/artifact"
 	"github.com/kilnvm/kiln/internal/guest"
+	"github.com/kilnvm/kiln/internal/network"
 	"github.com/kilnvm/kiln/internal/snapshot"
 	"github.com/kilnvm/kiln/internal/testkit"
 	"github.com/kilnvm/kiln/internal/vmm/qemu"
@@ -30,6 +31,12 @@ type vmHost struct {
 // newVMHost returns a host whose one template, "hello", is the minimal root filesystem
 // changed by change, with a golden snapshot of real VMs.
 func newVMHost(t testing.TB, change func(*kiln.Version)) *vmHost {
+	t.Helper()
+	return newNetworkHost(t, nil, change)
+}
+
+// newNetworkHost is newVMHost with a network for its VMs.
+func newNetworkHost(t testing.TB, pool *network.Pool, change func(*kiln.Version)) *vmHost {
 	t.Helper()
 	testkit.RequireVM(t)
 	driver, err := qemu.New(t.Context(), qemu.Options{Accel: qemu.TCG})
@@ -50,7 +57,7 @@ func newVMHost(t testing.TB, change func(*kiln.Version)) *vmHost {
 			t.Fatal(err)
 		}
 		baker, err := snapshot.New(t.Context(), snapshot.Options{
-			Driver: driver, Boot: boot, Blobs: blobs, Dir: filepath.Join(dir, "bake"),
+			Driver: driver, Boot: boot, Blobs: blobs, Dir: filepath.Join(dir, "bake"), Network: pool,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -74,7 +81,7 @@ func newVMHost(t testing.TB, change func(*kiln.Version)) *vmHost {
 	}}
 	h.Manager, err = New(Options{
 		Driver: driver, Boot: boot, Store: h.store, Blobs: blobs, Dir: filepath.Join(dir, "sb"),
-		SnapshotKey: baker.Key, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Network: pool, SnapshotKey: baker.Key, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	if err != nil {
 		t.Fatal(err)

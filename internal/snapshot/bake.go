@@ -11,6 +11,7 @@ import (
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/artifact"
 	"github.com/kilnvm/kiln/internal/guest"
+	"github.com/kilnvm/kiln/internal/network"
 	"github.com/kilnvm/kiln/internal/ready"
 	"github.com/kilnvm/kiln/internal/scratch"
 	"github.com/kilnvm/kiln/internal/vmm"
@@ -25,6 +26,7 @@ type bake struct {
 
 	machine vmm.Machine
 	client  *guest.Client
+	slot    *network.Slot // nil without a network
 }
 
 // Bake boots spec, waits until it is ready, saves it, tries the result out and keeps it.
@@ -110,6 +112,9 @@ func (k *bake) boot(ctx context.Context) error {
 	if err := scratch.Make(ctx, k.path(liveDisk), k.spec.ScratchMB); err != nil {
 		return err
 	}
+	if err := k.connect(ctx, k.spec.Egress); err != nil {
+		return err
+	}
 	cfg := k.config(machineName, liveDisk)
 	cfg.Memory = k.path(memoryName)
 	machine, err := k.opts.Driver.Boot(ctx, cfg)
@@ -158,6 +163,9 @@ func (k *bake) tryOut(ctx context.Context) error {
 	if err := artifact.CopySparse(ctx, k.path(disk), k.path(diskName)); err != nil {
 		return err
 	}
+	if err := k.connect(ctx, kiln.EgressPolicy{Mode: kiln.EgressDenyAll}); err != nil {
+		return err
+	}
 	state := vmm.State{Memory: k.path(memoryName), State: k.path(stateName)}
 	machine, err := k.opts.Driver.Restore(ctx, k.config(trialName, disk), state)
 	if err != nil {
@@ -202,7 +210,7 @@ func (k *bake) keep(ctx context.Context) (kiln.Snapshot, error) {
 func (k *bake) config(folder, disk string) vmm.Config {
 	return vmm.Config{
 		ID: filepath.Base(k.dir), Dir: k.path(folder), Boot: k.opts.Boot, Size: k.spec.Size,
-		Rootfs: k.opts.Blobs.Path(k.spec.Rootfs.Digest), Scratch: k.path(disk),
+		Rootfs: k.opts.Blobs.Path(k.spec.Rootfs.Digest), Scratch: k.path(disk), Network: k.network(),
 	}
 }
 
@@ -211,13 +219,13 @@ func (k *bake) use(machine vmm.Machine) { k.machine, k.client = machine, guest.N
 
 // stop ends the present VM.
 func (k *bake) stop() error {
-	if k.machine == nil {
-		return nil
+	var err error
+	if k.machine != nil {
+		k.client.Close()
+		err = k.machine.Kill()
+		k.machine, k.client = nil, nil
 	}
-	machine := k.machine
-	k.client.Close()
-	k.machine, k.client = nil, nil
-	return machine.Kill()
+	return errors.Join(err, k.disconnect())
 }
 
 // release ends what still runs and removes what is left of the files.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/network"
 	"github.com/kilnvm/kiln/internal/orphan"
 	"github.com/kilnvm/kiln/internal/ready"
 	"github.com/kilnvm/kiln/internal/vmm"
@@ -33,6 +34,9 @@ type Options struct {
 	// Dir holds what a bake needs while it runs. It should be on the file system of the
 	// blobs. The baker creates it and New empties it: it belongs to one baker.
 	Dir string
+	// Network connects the VM that is captured, so that its start command can use it;
+	// nil means that VMs have no network device.
+	Network *network.Pool
 	// BootTimeout bounds a boot up to the daemon's first answer; default 3 minutes.
 	BootTimeout time.Duration
 	// SaveTimeout bounds quiesce, capture and trial; default 5 minutes.
@@ -79,7 +83,7 @@ func (b *Baker) Key(spec kiln.VMSpec) kiln.Digest {
 	info := b.opts.Driver.Info()
 	return kiln.SnapshotKey{
 		VMSpec: spec, BootBundle: b.opts.Boot.Digest,
-		VMM: info.Name + " " + info.Version, CPUFingerprint: info.CPU,
+		VMM: info.Name + " " + info.Version, CPUFingerprint: info.CPU, Network: b.opts.Network != nil,
 	}.Digest()
 }
 

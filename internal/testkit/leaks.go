@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -41,7 +40,6 @@ func mainCode(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "testkit:", err)
 		return 1
 	}
-	namespaces := networkNamespaces()
 
 	code := m.Run()
 
@@ -49,11 +47,7 @@ func mainCode(m *testing.M) int {
 	left = append(left, processesLeft(runMarker+"="+marker)...)
 	left = append(left, mountsBelow(dir)...)
 	left = append(left, filesIn(dir)...)
-	for _, ns := range networkNamespaces() {
-		if !slices.Contains(namespaces, ns) {
-			left = append(left, "network namespace "+ns)
-		}
-	}
+	left = append(left, networksLeft(dir)...)
 	for _, l := range left {
 		fmt.Fprintln(os.Stderr, "left behind:", l)
 	}
@@ -130,14 +124,4 @@ func filesIn(dir string) []string {
 		left = append(left, "file "+filepath.Join(dir, e.Name()))
 	}
 	return left
-}
-
-// networkNamespaces returns the named ones.
-func networkNamespaces() []string {
-	entries, _ := os.ReadDir("/run/netns")
-	var names []string
-	for _, e := range entries {
-		names = append(names, e.Name())
-	}
-	return names
 }

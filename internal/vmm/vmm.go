@@ -63,11 +63,18 @@ type Config struct {
 	// means anonymous memory: such a machine cannot be captured. Ignored by Restore,
 	// whose machines can always be captured.
 	Memory string
-	// Disk bounds the traffic of both disks together.
-	Disk kiln.DiskLimits
-	// Confine, unless nil, is given the VMM's process before guest code runs in it and
-	// before it touches guest memory. Its error is that of Boot or Restore.
-	Confine func(pid int) error
+	// Network connects the VM; nil means that it has no network device. A machine is
+	// restored with a device if and only if it was captured with one.
+	Network *Network
+}
+
+// Network is a tap device for one VM. It exists before the VM starts and stays when the VM
+// has ended; nobody else uses it meanwhile. Its rules are in force already: a driver that
+// fails to attach it must not start the VM without.
+type Network struct {
+	Namespace string // path of the network namespace that the tap is in
+	Tap       string // its name there
+	MAC       string // of the guest's end
 }
 
 // State is a captured machine: its memory and the state of CPUs and devices.

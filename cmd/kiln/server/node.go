@@ -15,6 +15,7 @@ import (
 	"github.com/kilnvm/kiln/internal/bootbundle"
 	"github.com/kilnvm/kiln/internal/config"
 	"github.com/kilnvm/kiln/internal/image"
+	"github.com/kilnvm/kiln/internal/network"
 	"github.com/kilnvm/kiln/internal/pipeline"
 	"github.com/kilnvm/kiln/internal/ready"
 	"github.com/kilnvm/kiln/internal/rootfs"
@@ -30,6 +31,7 @@ type node struct {
 	store     *store.Store
 	images    *image.Builder
 	pipeline  *pipeline.Service
+	network   *network.Pool // nil when it is switched off
 	sandboxes *sandbox.Manager
 	bakes     sync.WaitGroup
 }
@@ -70,8 +72,12 @@ func startNode(ctx context.Context, opts Options, dir *dataDir, say func(string)
 	if n.images, err = image.New(ImageOptions(cfg)); err != nil {
 		return n, err
 	}
+	if n.network, err = newNetwork(ctx, opts, dir, n.store); err != nil {
+		return n, err
+	}
 	baker, err := snapshot.New(ctx, snapshot.Options{
-		Driver: driver, Boot: bundle, Blobs: blobs, Dir: dir.join("bakes"),
+		Network: n.network,
+		Driver:  driver, Boot: bundle, Blobs: blobs, Dir: dir.join("bakes"),
 		Ready: ready.Limits{Ready: time.Duration(cfg.Build.ReadyTimeout)}, Log: opts.Log,
 	})
 	if err != nil {
@@ -82,7 +88,7 @@ func startNode(ctx context.Context, opts Options, dir *dataDir, say func(string)
 	}
 	n.pipeline, err = pipeline.Start(ctx, pipeline.Options{
 		Store: n.store, Blobs: blobs, Images: n.images, Rootfs: rootfsStage{}, Snapshots: baker, Dir: dir.join("builds"),
-		Parallel: cfg.Build.Parallel, MaxContextBytes: int64(cfg.Build.MaxContextMB) << 20, Sizes: cfg.SizeTable(),
+		Parallel: cfg.Build.Parallel, MaxContextBytes: int64(cfg.Build.MaxContextMB) << 20,
 		Timeouts: pipeline.Timeouts{Image: time.Duration(cfg.Build.Timeout)}, Log: opts.Log,
 	})
 	return n, err
@@ -144,9 +150,9 @@ func (n *node) newSandboxes(ctx context.Context, cfg config.Config, dir *dataDir
 	blobs *artifact.Blobs, baker *snapshot.Baker,
 ) (*sandbox.Manager, error) {
 	m, err := sandbox.New(sandbox.Options{
-		Driver: driver, Boot: bundle, Store: n.store, Blobs: blobs, SnapshotKey: baker.Key, RequestBake: n.requestBake,
+		Network: n.network,
+		Driver:  driver, Boot: bundle, Store: n.store, Blobs: blobs, SnapshotKey: baker.Key, RequestBake: n.requestBake,
 		Dir:    dir.join("sandboxes"),
-		Sizes:  cfg.SizeTable(),
 		Limits: sandbox.Limits{DefaultTTL: time.Duration(cfg.Sandbox.DefaultTTL), MaxRunning: cfg.Sandbox.MaxRunning},
 		Log:    n.log,
 	})
@@ -186,6 +192,9 @@ func (n *node) close(ctx context.Context) error {
 	wg.Wait()
 	n.bakes.Wait()
 	errs = append(errs, sandboxErr)
+	if n.network != nil {
+		errs = append(errs, n.network.Close())
+	}
 	if n.images != nil {
 		errs = append(errs, n.images.Close())
 	}

@@ -32,6 +32,7 @@ func setUpSystem(log *slog.Logger) {
 		{"/run", func() error { return ensureDir("/run", 0o755) }},
 		{"/tmp", func() error { return ensureDir("/tmp", 0o777|fs.ModeSticky) }},
 		{"loopback", raiseLoopback},
+		{"network", func() error { return setUpNetwork(log) }},
 		{"host name", func() error { return unix.Sethostname([]byte(bootHostname)) }},
 		{"/etc/hosts", writeHosts},
 	} {

@@ -25,19 +25,8 @@ const (
 	killDelay = 2 * time.Second
 )
 
-// launch starts a VMM and has it confined. Its monitor need not answer yet.
-func (d *Driver) launch(ctx context.Context, cfg vmm.Config, mem memory, incoming bool) (*machine, error) {
-	m, err := d.spawn(ctx, cfg, mem, incoming)
-	if err != nil || cfg.Confine == nil {
-		return m, err
-	}
-	if err := cfg.Confine(m.PID()); err != nil {
-		return nil, m.abandon(err)
-	}
-	return m, nil
-}
-
-func (d *Driver) spawn(ctx context.Context, cfg vmm.Config, mem memory, incoming bool) (_ *machine, err error) {
+// launch starts a VMM. Its monitor need not answer yet.
+func (d *Driver) launch(ctx context.Context, cfg vmm.Config, mem memory, incoming bool) (_ *machine, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -71,6 +60,14 @@ func (d *Driver) spawn(ctx context.Context, cfg vmm.Config, mem memory, incoming
 	m.cmd = exec.Command(d.binary, d.arguments(cfg, mem, incoming)...) //nolint:noctx // it outlives the request; Kill ends it
 	m.cmd.Dir = cfg.Dir
 	m.cmd.ExtraFiles = []*os.File{qmpEnd, linkEnd}
+	if cfg.Network != nil {
+		tap, err := openTap(*cfg.Network)
+		if err != nil {
+			return nil, err
+		}
+		defer tap.Close()
+		m.cmd.ExtraFiles = append(m.cmd.ExtraFiles, tap)
+	}
 	m.cmd.Stdout, m.cmd.Stderr = console, &m.stderr
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	m.cmd.WaitDelay = killDelay

@@ -1,0 +1,108 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/network"
+	"github.com/kilnvm/kiln/internal/vmm"
+)
+
+// connect gives b a slot in which its policy is in force, before there is a VM that could
+// send anything.
+func (m *Manager) connect(ctx context.Context, b *box) error {
+	if m.opts.Network == nil {
+		return nil
+	}
+	slot, err := m.opts.Network.Acquire(ctx, b.id, b.snapshot().Egress)
+	if err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	b.attach(slot)
+	return nil
+}
+
+// attach makes a slot part of b, so that ending b gives it back.
+func (b *box) attach(slot *network.Slot) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.slot = slot
+	b.view.Egress = slot.Policy()
+}
+
+func (b *box) network() *vmm.Network {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.slot == nil {
+		return nil
+	}
+	return b.slot.Config()
+}
+
+// checkEgress refuses a policy that cannot be kept.
+func (m *Manager) checkEgress(p kiln.EgressPolicy) error {
+	if m.opts.Network == nil && !p.IsZero() {
+		return errNoNetwork
+	}
+	return p.Validate()
+}
+
+var errNoNetwork = kiln.Errorf(kiln.CodeInvalid, "sandboxes of this server have no network").
+	WithHint("network.enabled = true in the server's configuration gives them one")
+
+// SetEgress changes what a running sandbox may reach. Connections that stay allowed go on.
+// What the policy does not say stays as the template and the cluster have it.
+func (m *Manager) SetEgress(ctx context.Context, id string, policy kiln.EgressPolicy) (*kiln.Sandbox, error) {
+	b, slot, err := m.slotOf(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if err := slot.SetPolicy(policy.Over(b.plan.version.Metadata.Egress)); err != nil {
+		return nil, err
+	}
+	b.change(func(s *kiln.Sandbox) { s.Egress = slot.Policy() })
+	if err := m.save(ctx, b); err != nil {
+		return nil, err
+	}
+	s := b.snapshot()
+	return &s, nil
+}
+
+// NetworkUse returns what a running sandbox has sent and received and what was refused.
+func (m *Manager) NetworkUse(ctx context.Context, id string) (kiln.NetworkUse, error) {
+	_, slot, err := m.slotOf(ctx, id)
+	if err != nil {
+		return kiln.NetworkUse{}, err
+	}
+	return slot.Use()
+}
+
+// Denials returns what a running sandbox was not allowed to reach, the latest first.
+func (m *Manager) Denials(ctx context.Context, id string) ([]kiln.Denial, error) {
+	_, slot, err := m.slotOf(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return slot.Denials()
+}
+
+// slotOf returns the slot of a sandbox that has one.
+func (m *Manager) slotOf(ctx context.Context, id string) (*box, *network.Slot, error) {
+	if m.opts.Network == nil {
+		return nil, nil, errNoNetwork
+	}
+	b := m.box(id)
+	if b == nil {
+		if _, err := m.opts.Store.Sandbox(ctx, id); err != nil {
+			return nil, nil, err
+		}
+		return nil, nil, kiln.Errorf(kiln.CodeConflict, "sandbox %s has ended", id)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.slot == nil {
+		return nil, nil, kiln.Errorf(kiln.CodeConflict, "sandbox %s has no network at the moment", id)
+	}
+	return b, b.slot, nil
+}
