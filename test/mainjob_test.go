@@ -140,6 +140,19 @@ ENV FORTY_TWO=42
 		}
 	})
 
+	t.Run("versions are compared", func(t *testing.T) {
+		if out := s.must("templates", "diff", "my-ml@1", "my-ml"); out != "" {
+			t.Errorf("a version differs from itself:\n%s", out)
+		}
+		r := s.kiln("templates", "diff", "my-ml@1", "my-ml@9")
+		if r.code == 0 || !strings.Contains(r.stderr, "has no version 9") {
+			t.Errorf("version that is not there: exit code %d\n%s", r.code, r.stderr)
+		}
+		if out := s.must("rootfs", "cat", "my-ml", "/srv/data/a.txt"); out != "alpha\n" {
+			t.Errorf("the file in the image has %q", out)
+		}
+	})
+
 	t.Run("a failed rebuild keeps the old version", func(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM debian:bookworm-slim\nRUN echo about to fail; exit 3\n"), 0o644); err != nil {
 			t.Fatal(err)

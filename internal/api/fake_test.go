@@ -318,6 +318,21 @@ func (g *hostGuest) Remove(_ context.Context, path string) error {
 	return nil
 }
 
+// Diff knows no root filesystem but says what it was asked.
+func (f *fakeTemplates) Diff(_ context.Context, org string, a, b kiln.TemplateRef) (*RootfsDiff, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, ref := range []kiln.TemplateRef{a, b} {
+		if t := f.byName[ref.NameOrID]; t == nil || t.OrgID != org {
+			return nil, kiln.Errorf(kiln.CodeNotFound, "template %q does not exist", ref.NameOrID)
+		}
+	}
+	return &RootfsDiff{
+		A: RootfsOf{Template: a.NameOrID, Version: a.Version}, B: RootfsOf{Template: b.NameOrID, Version: b.Version},
+		Differences: []RootfsDifference{{Path: "etc/x", Field: "mode", A: "0644", B: "0600"}},
+	}, nil
+}
+
 // testServer is an API over fakes.
 type testServer struct {
 	*httptest.Server
@@ -331,7 +346,7 @@ func newTestServer(t *testing.T, change func(*Options)) *testServer {
 	t.Helper()
 	ts := &testServer{templates: newFakeTemplates(), sandboxes: newFakeSandboxes()}
 	opts := Options{
-		Templates: ts.templates, Sandboxes: ts.sandboxes, Auth: fakeAuth{testToken: kiln.LocalOrgID, "other": "org2"},
+		Templates: ts.templates, Diffs: ts.templates, Sandboxes: ts.sandboxes, Auth: fakeAuth{testToken: kiln.LocalOrgID, "other": "org2"},
 		SpoolDir: t.TempDir(), Version: "test",
 	}
 	if change != nil {

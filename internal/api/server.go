@@ -14,10 +14,11 @@ import (
 	"github.com/kilnvm/kiln"
 )
 
-// Options is what a server is made of. Templates, Sandboxes, Auth and SpoolDir are
+// Options is what a server is made of. Templates, Diffs, Sandboxes, Auth and SpoolDir are
 // required.
 type Options struct {
 	Templates Templates
+	Diffs     Diffs
 	Sandboxes Sandboxes
 	Auth      Authenticator
 	// Ready says why the server cannot serve yet or any more; nil means always ready.
@@ -61,6 +62,7 @@ func New(opts Options) *Server {
 	s := &Server{opts: opts, log: opts.Log, mux: http.NewServeMux()}
 	s.api = humago.New(s.mux, apiConfig(opts.Version))
 	s.registerTemplates()
+	s.registerDiff()
 	s.registerBuilds()
 	s.registerSandboxes()
 	s.registerExec()

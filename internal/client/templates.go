@@ -8,6 +8,7 @@ import (
 	"mime/multipart"
 	"net/http"
 	"net/textproto"
+	"net/url"
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/api"
@@ -34,6 +35,13 @@ func (c *Client) ListTemplates(ctx context.Context) ([]api.Template, error) {
 func (c *Client) GetTemplate(ctx context.Context, ref string) (*api.TemplateDetail, error) {
 	out := &api.TemplateDetail{}
 	return out, c.call(ctx, http.MethodGet, "/v1/templates/"+segment(ref), nil, out)
+}
+
+// DiffTemplates compares the root filesystems of two templates or versions.
+func (c *Client) DiffTemplates(ctx context.Context, a, b string) (*api.RootfsDiff, error) {
+	out := &api.RootfsDiff{}
+	path := "/v1/rootfs/diff?" + url.Values{"a": {a}, "b": {b}}.Encode()
+	return out, c.call(ctx, http.MethodGet, path, nil, out)
 }
 
 // DeleteTemplate deletes a custom template.

@@ -1,17 +1,22 @@
 package rootfs
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"hash"
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/kilnvm/kiln"
 )
@@ -31,14 +36,20 @@ type Facts struct {
 	Major   uint32            `json:"major,omitempty"`
 	Minor   uint32            `json:"minor,omitempty"`
 	Size    int64             `json:"size,omitempty"`
-	Data    int64             `json:"data,omitempty"` // bytes of Size that are not holes, counted in blocks of 4 KiB
-	SHA256  string            `json:"sha256,omitempty"`
+	Data    int64             `json:"data,omitempty"`    // bytes of Size that are not holes, counted in blocks of 4 KiB
+	Content string            `json:"content,omitempty"` // digest of a regular file's bytes; see contentSum
 	Xattrs  map[string][]byte `json:"xattrs,omitempty"`
 }
 
 // Describe reads all of src, content included, and returns the facts in the order of
 // paths. Sockets are left out, directories that have no entry are added, as in an image.
 func Describe(ctx context.Context, src kiln.EntrySource) ([]Facts, error) {
+	return describeWith(ctx, src, contentSum)
+}
+
+// describeWith is [Describe] with a choice of what to say about content. It calls content
+// once for every regular file, however many names that has.
+func describeWith(ctx context.Context, src kiln.EntrySource, content func(*kiln.Entry) (string, error)) ([]Facts, error) {
 	entries := map[string]kiln.Entry{}
 	for e, err := range src.Entries() {
 		if err != nil {
@@ -71,11 +82,11 @@ func Describe(ctx context.Context, src kiln.EntrySource) ([]Facts, error) {
 		if e.Type == kiln.TypeRegular {
 			sum, known := hashes[e.Path]
 			if !known {
-				if sum, err = contentSum(&e); err != nil {
+				if sum, err = content(&e); err != nil {
 					return nil, fmt.Errorf("read %q: %w", path, err)
 				}
 			}
-			if f.SHA256 = sum; many {
+			if f.Content = sum; many {
 				hashes[e.Path] = sum
 			}
 		}
@@ -168,21 +179,72 @@ func dataBytes(e *kiln.Entry) int64 {
 	return total
 }
 
+// contentSum returns the SHA-256 over the number, eight bytes, and the bytes of every
+// block of 4 KiB that holds something else than zeros: it takes no time for holes, and is
+// the same wherever they are.
 func contentSum(e *kiln.Entry) (string, error) {
 	h := sha256.New()
-	if e.Size > 0 {
-		r, err := e.Open()
-		if err != nil {
+	if e.Size == 0 {
+		return hex.EncodeToString(h.Sum(nil)), nil
+	}
+	r, err := e.Open()
+	if err != nil {
+		return "", err
+	}
+	defer r.Close()
+	extents := e.Extents
+	if extents == nil {
+		extents = []kiln.Extent{{Length: e.Size}}
+	}
+	pos, buf := int64(0), make([]byte, 64<<10)
+	for _, x := range extents {
+		from := max(x.Offset/sumBlock*sumBlock, pos)
+		if err := skipTo(r, pos, from); err != nil {
 			return "", err
 		}
-		defer r.Close()
-		if n, err := io.Copy(h, r); err != nil {
-			return "", err
-		} else if n != e.Size {
-			return "", fmt.Errorf("it has %d bytes instead of %d", n, e.Size)
+		to := min((x.Offset+x.Length+sumBlock-1)/sumBlock*sumBlock, e.Size)
+		for pos = from; pos < to; {
+			n, err := io.ReadFull(r, buf[:min(int64(len(buf)), to-pos)])
+			if err != nil {
+				return "", fmt.Errorf("it ends at byte %d of %d", pos+int64(n), e.Size)
+			}
+			sumBlocks(h, pos/sumBlock, buf[:n])
+			pos += int64(n)
+		}
+	}
+	if pos == e.Size {
+		if n, _ := r.Read(buf[:1]); n > 0 {
+			return "", fmt.Errorf("it has more than %d bytes", e.Size)
 		}
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+const sumBlock = 4096
+
+func sumBlocks(h hash.Hash, nr int64, b []byte) {
+	var zeros [sumBlock]byte
+	for ; len(b) > 0; nr++ {
+		n := min(len(b), sumBlock)
+		if !bytes.Equal(b[:n], zeros[:n]) {
+			h.Write(binary.BigEndian.AppendUint64(nil, uint64(nr)))
+			h.Write(b[:n])
+		}
+		b = b[n:]
+	}
+}
+
+// skipTo moves a reader from one offset to a later one.
+func skipTo(r io.Reader, from, to int64) error {
+	if from == to {
+		return nil
+	}
+	if s, ok := r.(io.Seeker); ok {
+		_, err := s.Seek(to-from, io.SeekCurrent)
+		return err
+	}
+	_, err := io.CopyN(io.Discard, r, to-from)
+	return err
 }
 
 // Difference is one thing in which two root filesystems differ.
@@ -202,7 +264,7 @@ func Compare(a, b []Facts) []Difference {
 	var out []Difference
 	add := func(f *Facts, field, x, y string) {
 		if x != y {
-			out = append(out, Difference{string(f.Path), field, x, y})
+			out = append(out, Difference{showPath(f.Path), field, x, y})
 		}
 	}
 	for len(a) > 0 || len(b) > 0 {
@@ -235,13 +297,23 @@ func Compare(a, b []Facts) []Difference {
 		add(x, "device", fmt.Sprintf("%d:%d", x.Major, x.Minor), fmt.Sprintf("%d:%d", y.Major, y.Minor))
 		add(x, "size", fmt.Sprint(x.Size), fmt.Sprint(y.Size))
 		add(x, "data", fmt.Sprint(x.Data), fmt.Sprint(y.Data))
-		add(x, "content", x.SHA256, y.SHA256)
+		add(x, "content", x.Content, y.Content)
 		for _, name := range slices.Sorted(maps.Keys(mergedKeys(x.Xattrs, y.Xattrs))) {
 			add(x, "attribute "+name, showValue(x.Xattrs, name), showValue(y.Xattrs, name))
 		}
 		a, b = a[1:], b[1:]
 	}
 	return out
+}
+
+// showPath returns a path as text, quoted if it is none that can be shown.
+func showPath(path []byte) string {
+	for _, r := range string(path) {
+		if r == utf8.RuneError || !strconv.IsPrint(r) {
+			return strconv.Quote(string(path))
+		}
+	}
+	return string(path)
 }
 
 func mergedKeys(a, b map[string][]byte) map[string]bool {

@@ -1,7 +1,6 @@
 package rootfs
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"os"
@@ -58,21 +57,4 @@ func (im *Image) Cat(path string, w io.Writer) error {
 	defer r.Close()
 	_, err = io.Copy(w, r)
 	return err
-}
-
-// Diff returns how the image at path b differs from the one at path a.
-func Diff(ctx context.Context, a, b string) ([]Difference, error) {
-	var facts [2][]Facts
-	for i, path := range []string{a, b} {
-		im, err := Open(path)
-		if err != nil {
-			return nil, err
-		}
-		facts[i], err = Describe(ctx, im)
-		im.Close()
-		if err != nil {
-			return nil, fmt.Errorf("image %s: %w", path, err)
-		}
-	}
-	return Compare(facts[0], facts[1]), nil
 }

@@ -29,6 +29,7 @@ import (
 type node struct {
 	log       *slog.Logger
 	store     *store.Store
+	blobs     *artifact.Blobs
 	images    *image.Builder
 	pipeline  *pipeline.Service
 	network   *network.Pool // nil when it is switched off
@@ -58,6 +59,7 @@ func startNode(ctx context.Context, opts Options, dir *dataDir, say func(string)
 	if err != nil {
 		return n, err
 	}
+	n.blobs = blobs
 	say("finding out which virtual machines run here")
 	driver, err := newDriver(ctx, cfg, opts.Log)
 	if err != nil {
