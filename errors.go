@@ -17,7 +17,8 @@ const (
 	CodeConflict     ErrorCode = "conflict"     // taken, or in a state that forbids it
 	CodeUnauthorized ErrorCode = "unauthorized" // no or wrong token
 	CodeForbidden    ErrorCode = "forbidden"    // known caller, not allowed
-	CodeExhausted    ErrorCode = "exhausted"    // disk, memory or quota is used up
+	CodeExhausted    ErrorCode = "exhausted"    // disk or memory is used up
+	CodeLimit        ErrorCode = "limit"        // a configured limit on how many is reached
 	CodeUnavailable  ErrorCode = "unavailable"  // the host lacks something, or try later
 	CodeTimeout      ErrorCode = "timeout"      // a deadline passed
 	CodeCanceled     ErrorCode = "canceled"     // somebody asked to stop

@@ -12,6 +12,9 @@ type Size struct {
 	MemoryMiB int    `json:"memory_mib"`
 	// CPUWeight is the share under contention (cgroup v2 cpu.weight, 1 to 10000).
 	CPUWeight int `json:"cpu_weight"`
+	// CPUPercent bounds the CPU time of the VM, in percent of one core; 0 means that only
+	// the number of its vCPUs does.
+	CPUPercent int `json:"cpu_percent,omitempty"`
 }
 
 // DefaultSizeName is the size of a sandbox when neither request nor template names one.
@@ -50,4 +53,39 @@ func (s Size) Holds(min Size) bool {
 		return slices.IndexFunc(Sizes(), func(p Size) bool { return p.Name == name })
 	}
 	return rank(s.Name) >= rank(min.Name)
+}
+
+// SizeTable says what the presets are on one server: those of [Sizes], in the same order,
+// with numbers that its administrator chose. nil means [Sizes] as they are. Names and order
+// are the same everywhere, so that a template means the same on every server.
+type SizeTable []Size
+
+// Bounds of what a size may be.
+const (
+	MaxVCPUs     = 64
+	MinMemoryMiB = 128
+	MaxMemoryMiB = 1 << 20
+	MaxCPUWeight = 10_000
+)
+
+// All returns the presets, smallest first.
+func (t SizeTable) All() []Size {
+	if t == nil {
+		return Sizes()
+	}
+	return slices.Clone(t)
+}
+
+// ByName returns the preset of that name, or the error of [SizeByName].
+func (t SizeTable) ByName(name string) (Size, error) {
+	size, err := SizeByName(name)
+	if err != nil {
+		return Size{}, err
+	}
+	for _, s := range t {
+		if s.Name == name {
+			return s, nil
+		}
+	}
+	return size, nil
 }

@@ -76,6 +76,9 @@ type Version struct {
 	CreatedAt  time.Time     `json:"created_at"`
 	StartedAt  time.Time     `json:"started_at,omitzero"`
 	EndedAt    time.Time     `json:"ended_at,omitzero"`
+	// CollectedAt is when the version's files were given up because nothing referred to
+	// them any more; zero while they are kept.
+	CollectedAt time.Time `json:"collected_at,omitzero"`
 	// BuildError is set when Status is failed.
 	BuildError *BuildError `json:"build_error,omitempty"`
 	// SourceBlob is the build context as an uploaded tar archive.

@@ -79,7 +79,7 @@ func exitCode(ctx context.Context, err error) int {
 		return exitConflict
 	case kiln.CodeUnauthorized, kiln.CodeForbidden:
 		return exitNotAllowed
-	case kiln.CodeUnavailable, kiln.CodeExhausted, kiln.CodeTimeout:
+	case kiln.CodeUnavailable, kiln.CodeExhausted, kiln.CodeLimit, kiln.CodeTimeout:
 		return exitUnavailable
 	case kiln.CodeBuildFailed:
 		return exitBuildFailed

@@ -102,7 +102,7 @@ func TestServerIsFound(t *testing.T) {
 func TestExitCodes(t *testing.T) {
 	for code, want := range map[kiln.ErrorCode]int{
 		kiln.CodeInternal: 1, kiln.CodeInvalid: 2, kiln.CodeNotFound: 3, kiln.CodeConflict: 4, kiln.CodeUnauthorized: 5, kiln.CodeForbidden: 5,
-		kiln.CodeUnavailable: 6, kiln.CodeExhausted: 6, kiln.CodeTimeout: 6, kiln.CodeBuildFailed: 7, kiln.CodeCanceled: 130,
+		kiln.CodeUnavailable: 6, kiln.CodeExhausted: 6, kiln.CodeLimit: 6, kiln.CodeTimeout: 6, kiln.CodeBuildFailed: 7, kiln.CodeCanceled: 130,
 	} {
 		err := fmt.Errorf("wrapped: %w", kiln.Errorf(code, "x"))
 		if got := exitCode(t.Context(), err); got != want {

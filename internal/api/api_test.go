@@ -24,7 +24,7 @@ import (
 func TestErrorsAreTranslatedOnce(t *testing.T) {
 	for code, want := range map[kiln.ErrorCode]int{
 		kiln.CodeInvalid: 400, kiln.CodeUnauthorized: 401, kiln.CodeForbidden: 403, kiln.CodeNotFound: 404, kiln.CodeConflict: 409,
-		kiln.CodeBuildFailed: 422, kiln.CodeExhausted: 507, kiln.CodeUnavailable: 503, kiln.CodeTimeout: 504, kiln.CodeCanceled: 499,
+		kiln.CodeBuildFailed: 422, kiln.CodeExhausted: 507, kiln.CodeLimit: 429, kiln.CodeUnavailable: 503, kiln.CodeTimeout: 504, kiln.CodeCanceled: 499,
 		kiln.CodeInternal: 500,
 	} {
 		if got := statusOf(code); got != want {

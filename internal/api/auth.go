@@ -2,6 +2,8 @@ package api
 
 import (
 	"context"
+	"fmt"
+	"net"
 	"net/http"
 	"strings"
 
@@ -10,18 +12,27 @@ import (
 
 // Authenticator tells whose token a request carries.
 type Authenticator interface {
-	// Authenticate returns the organisation that token belongs to, or a *kiln.Error with
-	// code unauthorized. It takes equally long however much of a wrong token is right.
-	Authenticate(ctx context.Context, token string) (orgID string, err error)
+	// Authenticate returns for whom the token acts, or a *kiln.Error with code
+	// unauthorized. It takes equally long however much of a wrong token is right.
+	Authenticate(ctx context.Context, token string) (kiln.Principal, error)
 }
 
-type orgKey struct{}
+type callerKey struct{}
 
-// orgOf returns the organisation that authenticated put into ctx.
-func orgOf(ctx context.Context) string {
-	org, _ := ctx.Value(orgKey{}).(string)
-	return org
+// caller is who sent a request, and from where.
+type caller struct {
+	kiln.Principal
+	address string
 }
+
+// callerOf returns the caller that authenticated put into ctx.
+func callerOf(ctx context.Context) caller {
+	c, _ := ctx.Value(callerKey{}).(caller)
+	return c
+}
+
+// orgOf returns the organisation of the caller.
+func orgOf(ctx context.Context) string { return callerOf(ctx).OrgID }
 
 // openPaths need no token.
 func openPath(path string) bool {
@@ -44,7 +55,7 @@ func (s *Server) authenticated(next http.Handler) http.Handler {
 			writeError(w, newError(kiln.CodeUnauthorized, "no token given", tokenHint))
 			return
 		}
-		org, err := s.opts.Auth.Authenticate(r.Context(), token)
+		who, err := s.opts.Auth.Authenticate(r.Context(), token)
 		if err != nil {
 			e := errorFor(r.Context(), s.log, "authentication", err)
 			if e.Code == kiln.CodeUnauthorized {
@@ -54,7 +65,12 @@ func (s *Server) authenticated(next http.Handler) http.Handler {
 			writeError(w, e)
 			return
 		}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), orgKey{}, org)))
+		if need := scopeOf(r); !who.Allows(need) {
+			writeError(w, newError(kiln.CodeForbidden, fmt.Sprintf("token %q lacks the scope %s", who.TokenName, need),
+				"an administrator of the organisation makes tokens with `kiln tokens create`"))
+			return
+		}
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, caller{who, addressOf(r)})))
 	})
 }
 
@@ -68,4 +84,13 @@ func TokenOf(r *http.Request) string {
 		return strings.TrimSpace(token)
 	}
 	return r.Header.Get("X-API-Key")
+}
+
+// addressOf returns where a request came from, without the port.
+func addressOf(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return host
 }

@@ -48,7 +48,7 @@ type Build struct {
 	Warnings   []string           `json:"warnings,omitempty"`
 }
 
-func buildOf(t *kiln.Template, v *kiln.Version) Build {
+func buildOf(sizes kiln.SizeTable, t *kiln.Template, v *kiln.Version) Build {
 	b := Build{
 		ID: v.BuildID, TemplateID: t.ID, Name: t.Name, Version: v.Number, Status: buildStatus(v), BuildError: v.BuildError,
 		StartedAt: v.StartedAt, SizeMB: v.ScratchMB(), Bytes: v.Rootfs.Size, Stages: v.Stages,
@@ -64,7 +64,7 @@ func buildOf(t *kiln.Template, v *kiln.Version) Build {
 	} else if v.Status == kiln.VersionFailed {
 		b.Error = "the build failed"
 	}
-	if size, err := kiln.SizeByName(v.DefaultSize()); err == nil {
+	if size, err := sizes.ByName(v.DefaultSize()); err == nil {
 		b.CPU, b.MemoryMB = size.VCPUs, size.MemoryMiB
 	}
 	return b
@@ -129,7 +129,7 @@ func (s *Server) listBuilds(ctx context.Context, _ *struct{}) (*buildsOutput, er
 	out := &buildsOutput{Body: make([]Build, 0, len(list))}
 	for _, t := range list {
 		if t.Latest != nil {
-			out.Body = append(out.Body, buildOf(t, t.Latest))
+			out.Body = append(out.Body, buildOf(s.opts.Sizes, t, t.Latest))
 		}
 	}
 	sort.SliceStable(out.Body, func(i, j int) bool { return out.Body[i].StartedAt.After(out.Body[j].StartedAt) })
@@ -141,7 +141,7 @@ func (s *Server) getBuild(ctx context.Context, in *BuildID) (*buildOutput, error
 	if err != nil {
 		return nil, err
 	}
-	return &buildOutput{Body: buildOf(t, v)}, nil
+	return &buildOutput{Body: buildOf(s.opts.Sizes, t, v)}, nil
 }
 
 func (s *Server) cancelBuild(ctx context.Context, in *BuildID) (*struct{}, error) {
@@ -172,6 +172,6 @@ func (s *Server) buildLogs(ctx context.Context, in *logsInput) (*huma.StreamResp
 			_ = events.Send("error", errorFor(r.Context(), s.log, "build log", err))
 			return
 		}
-		_ = events.Send("done", buildOf(t, v))
+		_ = events.Send("done", buildOf(s.opts.Sizes, t, v))
 	}}, nil
 }

@@ -17,7 +17,7 @@ import (
 // Error is the body of every failed request.
 type Error struct {
 	Message string           `json:"error" doc:"What went wrong, naming the thing at fault"`
-	Code    kiln.ErrorCode   `json:"code" doc:"Class of the error" enum:"internal,invalid,not_found,conflict,unauthorized,forbidden,exhausted,unavailable,timeout,canceled,build_failed"`
+	Code    kiln.ErrorCode   `json:"code" doc:"Class of the error" enum:"internal,invalid,not_found,conflict,unauthorized,forbidden,exhausted,limit,unavailable,timeout,canceled,build_failed"`
 	Hint    string           `json:"hint,omitempty" doc:"What to do about it"`
 	Build   *kiln.BuildError `json:"build_error,omitempty" doc:"Where in the Dockerfile a build failed"`
 
@@ -46,6 +46,8 @@ func statusOf(code kiln.ErrorCode) int {
 		return http.StatusUnprocessableEntity
 	case kiln.CodeExhausted:
 		return http.StatusInsufficientStorage
+	case kiln.CodeLimit:
+		return http.StatusTooManyRequests
 	case kiln.CodeUnavailable:
 		return http.StatusServiceUnavailable
 	case kiln.CodeTimeout:

@@ -23,11 +23,11 @@ import (
 // fakeAuth knows one token per organisation.
 type fakeAuth map[string]string
 
-func (a fakeAuth) Authenticate(_ context.Context, token string) (string, error) {
+func (a fakeAuth) Authenticate(_ context.Context, token string) (kiln.Principal, error) {
 	if org, ok := a[token]; ok {
-		return org, nil
+		return kiln.Principal{OrgID: org, TokenID: "tok_x", TokenName: "x", Scopes: []kiln.Scope{kiln.ScopeAdmin}}, nil
 	}
-	return "", kiln.Errorf(kiln.CodeUnauthorized, "unknown token")
+	return kiln.Principal{}, kiln.Errorf(kiln.CodeUnauthorized, "unknown token")
 }
 
 // fakeTemplates keeps templates in memory and finishes no build by itself.

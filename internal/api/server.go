@@ -33,7 +33,9 @@ type Options struct {
 	RequestTimeout time.Duration
 	// DefaultTTL is the life of a sandbox whose request names none; 0 means kiln.DefaultTTL.
 	DefaultTTL time.Duration
-	Log        *slog.Logger // nil discards
+	// Sizes are this server's.
+	Sizes kiln.SizeTable
+	Log   *slog.Logger // nil discards
 }
 
 // Server answers /v1, /openapi.json, /healthz and /readyz.

@@ -61,8 +61,8 @@ type Queued struct {
 	Warnings  []string
 }
 
-func (q Queued) output() *buildOutput {
-	b := buildOf(q.Template, q.Version)
+func (q Queued) output(sizes kiln.SizeTable) *buildOutput {
+	b := buildOf(sizes, q.Template, q.Version)
 	b.Unchanged, b.Warnings = q.Unchanged, q.Warnings
 	return &buildOutput{Body: b}
 }
@@ -109,7 +109,7 @@ type TemplateDetail struct {
 	Versions []*kiln.Version `json:"versions" doc:"Newest first"`
 }
 
-func templateOf(t *kiln.Template) Template {
+func templateOf(sizes kiln.SizeTable, t *kiln.Template) Template {
 	out := Template{
 		ID: t.ID, Name: t.Name, Status: t.Status(), Version: t.Current, BuiltIn: t.BuiltIn, Description: t.Description,
 		Author: t.Author, Icon: t.Icon, Tags: t.Tags, CreatedAt: t.CreatedAt, UpdatedAt: t.UpdatedAt, IsGlobal: t.BuiltIn,
@@ -118,17 +118,17 @@ func templateOf(t *kiln.Template) Template {
 		return out
 	}
 	v := t.Latest
-	out.Latest = buildOf(t, v)
+	out.Latest = buildOf(sizes, t, v)
 	out.BuildError = v.BuildError
-	out.describe(v)
+	out.describe(sizes, v)
 	return out
 }
 
 // describe fills in what a version says about the template.
-func (t *Template) describe(v *kiln.Version) {
+func (t *Template) describe(sizes kiln.SizeTable, v *kiln.Version) {
 	t.RootfsPath, t.SizeBytes = string(v.Rootfs.Digest), v.Rootfs.Size
 	t.DefaultSize = v.DefaultSize()
-	if size, err := kiln.SizeByName(t.DefaultSize); err == nil {
+	if size, err := sizes.ByName(t.DefaultSize); err == nil {
 		t.CPU, t.MemoryMB = size.VCPUs, size.MemoryMiB
 	}
 	if len(v.BaseImages) > 0 {
@@ -191,7 +191,7 @@ func (s *Server) listTemplates(ctx context.Context, _ *struct{}) (*templatesOutp
 	}
 	out := &templatesOutput{Body: make([]Template, 0, len(list))}
 	for _, t := range list {
-		out.Body = append(out.Body, templateOf(t))
+		out.Body = append(out.Body, templateOf(s.opts.Sizes, t))
 	}
 	return out, nil
 }
@@ -201,13 +201,13 @@ func (s *Server) getTemplate(ctx context.Context, in *TemplateName) (*templateOu
 	if err != nil {
 		return nil, err
 	}
-	out := &templateOutput{Body: TemplateDetail{Template: templateOf(t), Versions: versions}}
+	out := &templateOutput{Body: TemplateDetail{Template: templateOf(s.opts.Sizes, t), Versions: versions}}
 	if out.Body.Versions == nil {
 		out.Body.Versions = []*kiln.Version{}
 	}
 	for _, v := range versions {
 		if v.Number == t.Current {
-			out.Body.describe(v) // what sandboxes get, not what is being built
+			out.Body.describe(s.opts.Sizes, v) // what sandboxes get, not what is being built
 		}
 	}
 	return out, nil
@@ -226,5 +226,5 @@ func (s *Server) rebuildTemplate(ctx context.Context, in *rebuildInput) (*buildO
 	if err != nil {
 		return nil, err
 	}
-	return queued.output(), nil
+	return queued.output(s.opts.Sizes), nil
 }

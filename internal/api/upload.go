@@ -103,11 +103,12 @@ func (s *Server) buildTemplate(ctx context.Context, in *buildInput) (*buildOutpu
 	if err != nil {
 		return nil, err
 	}
-	return queued.output(), nil
+	return queued.output(s.opts.Sizes), nil
 }
 
 // buildForm is an upload that has arrived: its fields, and its files below dir.
 type buildForm struct {
+	sizes  kiln.SizeTable
 	dir    string
 	fields map[string]string
 	files  []spooledFile
@@ -124,7 +125,7 @@ func (s *Server) readForm(in *buildInput, dir string) (*buildForm, error) {
 	if err != nil {
 		return nil, kiln.Errorf(kiln.CodeInvalid, "the request is not a multipart/form-data form")
 	}
-	form := &buildForm{dir: dir, fields: map[string]string{}}
+	form := &buildForm{dir: dir, sizes: s.opts.Sizes, fields: map[string]string{}}
 	for {
 		part, err := parts.NextRawPart()
 		if errors.Is(err, io.EOF) {
@@ -302,7 +303,7 @@ func (f *buildForm) metadata(req *NewTemplate) error {
 		req.Metadata.DiskMB = disk
 	}
 	if cpu > 0 || memory > 0 {
-		if req.Metadata.DefaultSize, err = smallestSize(cpu, memory); err != nil {
+		if req.Metadata.DefaultSize, err = smallestSize(f.sizes, cpu, memory); err != nil {
 			return err
 		}
 	}
@@ -322,8 +323,8 @@ func (f *buildForm) number(name string, low, high int) (int, error) {
 }
 
 // smallestSize returns the first preset with at least so many vCPUs and MiB of memory.
-func smallestSize(cpu, memory int) (string, error) {
-	for _, size := range kiln.Sizes() {
+func smallestSize(sizes kiln.SizeTable, cpu, memory int) (string, error) {
+	for _, size := range sizes.All() {
 		if size.VCPUs >= cpu && size.MemoryMiB >= memory {
 			return size.Name, nil
 		}

@@ -40,6 +40,9 @@ type Config struct {
 	Sandbox Sandbox `toml:"sandbox"`
 	Network Network `toml:"network"`
 	API     API     `toml:"api"`
+
+	// Sizes changes the numbers of VM sizes, by name.
+	Sizes map[string]Size `toml:"sizes"`
 }
 
 // Log says what is logged, on standard error.
@@ -175,7 +178,7 @@ func Load(path string) (Config, error) {
 // Validate checks every setting and returns the first fault as a *kiln.Error that names
 // the key.
 func (c *Config) Validate() error {
-	for _, check := range []func() error{c.checkPaths, c.checkListen, c.checkLog, c.checkStore, c.checkBuild, c.checkVM, c.checkLimits, c.checkNetwork} {
+	for _, check := range []func() error{c.checkPaths, c.checkListen, c.checkLog, c.checkStore, c.checkBuild, c.checkVM, c.checkSizes, c.checkLimits, c.checkNetwork} {
 		if err := check(); err != nil {
 			return err
 		}

@@ -24,6 +24,7 @@ func TestSampleFileShowsDefaults(t *testing.T) {
 	want.Build.Mirrors = map[string][]string{}
 	want.Build.Keyrings = map[string]string{}
 	want.Build.Layouts = []string{}
+	want.Sizes = map[string]Size{}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("docs/kiln.toml differs from the defaults:\n got %+v\nwant %+v", got, want)
 	}

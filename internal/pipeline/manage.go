@@ -5,15 +5,16 @@ import (
 	"iter"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/store"
 )
 
 // List returns all templates that an organisation sees, by name, each with its newest
 // version.
 func (s *Service) List(ctx context.Context, orgID string) ([]*kiln.Template, error) {
 	const page = 500
-	list, next, err := s.opts.Store.ListTemplates(ctx, orgID, nil, page)
+	list, next, err := s.opts.Store.ListTemplates(ctx, orgID, store.Filter{}, nil, page)
 	for err == nil && next != nil {
-		more, n, perr := s.opts.Store.ListTemplates(ctx, orgID, next, page)
+		more, n, perr := s.opts.Store.ListTemplates(ctx, orgID, store.Filter{}, next, page)
 		list, next, err = append(list, more...), n, perr
 	}
 	return list, err

@@ -86,6 +86,8 @@ type Options struct {
 	RetryAfter time.Duration
 	// MaxContextBytes bounds an uploaded context; 0 means 2 GiB.
 	MaxContextBytes int64
+	// Sizes are this server's.
+	Sizes kiln.SizeTable
 	// Limits bound what a context unpacks to.
 	Limits source.Limits
 	Log    *slog.Logger // nil discards

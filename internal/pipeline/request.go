@@ -225,7 +225,7 @@ func (s *Service) unchanged(ctx context.Context, t *kiln.Template, v *kiln.Versi
 	if err != nil || !ok || b.Rootfs.Digest != current.Rootfs.Digest || s.opts.Blobs.Check(ctx, b.Rootfs) != nil {
 		return nil
 	}
-	size, err := kiln.SizeByName(current.DefaultSize())
+	size, err := s.opts.Sizes.ByName(current.DefaultSize())
 	if err != nil {
 		return nil
 	}

@@ -210,7 +210,7 @@ func (s *Service) unpack(blob kiln.Digest, dir string, unpack func(*os.File) err
 }
 
 func (j *job) snapshotStage(ctx context.Context, res *kiln.StageResult) error {
-	size, err := kiln.SizeByName(j.v.DefaultSize())
+	size, err := j.opts.Sizes.ByName(j.v.DefaultSize())
 	if err != nil {
 		return err
 	}

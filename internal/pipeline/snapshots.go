@@ -160,7 +160,7 @@ func (b *bakes) wait(ctx context.Context) error {
 // none it is made now; whoever asks meanwhile waits for the same one. A size below the
 // template's minimum is invalid.
 func (s *Service) EnsureSnapshot(ctx context.Context, v *kiln.Version, sizeName string) (kiln.Snapshot, error) {
-	size, err := kiln.SizeByName(sizeName)
+	size, err := s.opts.Sizes.ByName(sizeName)
 	if err != nil {
 		return kiln.Snapshot{}, err
 	}

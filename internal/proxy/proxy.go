@@ -41,7 +41,7 @@ type Sandboxes interface {
 
 // Authenticator tells whose token it is given.
 type Authenticator interface {
-	Authenticate(ctx context.Context, token string) (orgID string, err error)
+	Authenticate(ctx context.Context, token string) (kiln.Principal, error)
 }
 
 // Options is what a proxy is made of.
@@ -88,18 +88,34 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadGateway, id, "the sandbox was not found or has ended")
 		return
 	}
-	h.forward(w, r, id, h.transport(r, org, daemon))
+	who, known := h.caller(r)
+	switch {
+	case !known: // with what they bring themselves
+		h.forward(w, r, id, daemon.Anonymous())
+	case who.OrgID != org: // to whom it does not exist
+		refuse(w, http.StatusBadGateway, id, "the sandbox was not found or has ended")
+	case !who.Allows(scopeOf(r)):
+		refuse(w, http.StatusForbidden, id, "the token lacks the scope "+string(scopeOf(r)))
+	default: // the owner, with the sandbox's access token
+		h.forward(w, r, id, daemon.Transport())
+	}
 }
 
-// transport lets the owner in with the sandbox's access token and others with what they
-// bring themselves.
-func (h *handler) transport(r *http.Request, org string, daemon *guest.Client) http.RoundTripper {
-	if token := tokenOf(r); token != "" {
-		if whose, err := h.Auth.Authenticate(r.Context(), token); err == nil && whose == org {
-			return daemon.Transport()
-		}
+// caller returns whose Kiln token r carries, if it carries one.
+func (h *handler) caller(r *http.Request) (kiln.Principal, bool) {
+	token := tokenOf(r)
+	if token == "" {
+		return kiln.Principal{}, false
 	}
-	return daemon.Anonymous()
+	who, err := h.Auth.Authenticate(r.Context(), token)
+	return who, err == nil
+}
+
+func scopeOf(r *http.Request) kiln.Scope {
+	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		return kiln.ScopeSandboxesRead
+	}
+	return kiln.ScopeSandboxesWrite
 }
 
 func (h *handler) forward(w http.ResponseWriter, r *http.Request, id string, transport http.RoundTripper) {

@@ -26,14 +26,16 @@ func (w world) Lookup(_ context.Context, id string) (string, *guest.Client, erro
 	return "ours", w.daemon, nil
 }
 
-func (world) Authenticate(_ context.Context, token string) (string, error) {
+func (world) Authenticate(_ context.Context, token string) (kiln.Principal, error) {
 	switch token {
 	case "good":
-		return "ours", nil
+		return kiln.Principal{OrgID: "ours", Scopes: []kiln.Scope{kiln.ScopeSandboxesWrite}}, nil
+	case "reader":
+		return kiln.Principal{OrgID: "ours", Scopes: []kiln.Scope{kiln.ScopeSandboxesRead}}, nil
 	case "foreign":
-		return "theirs", nil
+		return kiln.Principal{OrgID: "theirs", Scopes: []kiln.Scope{kiln.ScopeAdmin}}, nil
 	}
-	return "", kiln.Errorf(kiln.CodeUnauthorized, "wrong token")
+	return kiln.Principal{}, kiln.Errorf(kiln.CodeUnauthorized, "wrong token")
 }
 
 func start(t *testing.T) *httptest.Server {
@@ -77,7 +79,8 @@ func TestProxy(t *testing.T) {
 		{"owner by bearer", "/files", "", box(header{"Authorization": "Bearer good"}), 200, "/files token=secret user= leaked="},
 		{"owner with a user", "/files", "", box(header{"X-API-Key": "good", "Authorization": "Basic bWU6"}), 200, "/files token=secret user=Basic bWU6 leaked="},
 		{"nobody gets no token", "/files", "", box(nil), 200, "/files token= user= leaked="},
-		{"another organisation gets no token", "/files", "", box(header{"X-API-Key": "foreign"}), 200, "/files token= user= leaked="},
+		{"to another organisation it does not exist", "/files", "", box(header{"X-API-Key": "foreign"}), 502, ""},
+		{"reading token reads", "/files", "", box(header{"X-API-Key": "reader"}), 200, "/files token=secret user= leaked="},
 		{"wrong token gets no token", "/files", "", box(header{"X-API-Key": "bad"}), 200, "/files token= user= leaked="},
 		{"own access token", "/files", "", box(header{"X-Access-Token": "mine"}), 200, "/files token=mine user= leaked="},
 		{"by host name", "/health", "49983-ibox.box.test:7070", nil, 200, "/health token= user= leaked="},

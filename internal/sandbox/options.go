@@ -44,6 +44,7 @@ type Options struct {
 	Network *network.Pool
 	// Dir holds one folder per living sandbox and nothing else. The manager creates it.
 	Dir    string
+	Sizes  kiln.SizeTable // this server's
 	Limits Limits
 	// Ready bounds the template's own commands in a cold start.
 	Ready ready.Limits

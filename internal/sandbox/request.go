@@ -67,7 +67,7 @@ func (m *Manager) plan(ctx context.Context, req CreateRequest) (*plan, error) {
 	if err := checkReady(ref, t, v); err != nil {
 		return nil, err
 	}
-	size, err := chooseSize(req.Size, t, v)
+	size, err := chooseSize(m.opts.Sizes, req.Size, t, v)
 	if err != nil {
 		return nil, err
 	}
@@ -106,11 +106,11 @@ func checkReady(ref kiln.TemplateRef, t *kiln.Template, v *kiln.Version) error {
 	}
 }
 
-func chooseSize(name string, t *kiln.Template, v *kiln.Version) (kiln.Size, error) {
+func chooseSize(sizes kiln.SizeTable, name string, t *kiln.Template, v *kiln.Version) (kiln.Size, error) {
 	if name == "" {
 		name = v.DefaultSize()
 	}
-	size, err := kiln.SizeByName(name)
+	size, err := sizes.ByName(name)
 	if err != nil {
 		return kiln.Size{}, err
 	}

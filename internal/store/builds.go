@@ -186,32 +186,3 @@ func (s *Store) CancelBuild(ctx context.Context, buildID string, why *kiln.Build
 	})
 	return stopped, err
 }
-
-// Promote ends a build with success: v with all that it holds becomes ready, and the
-// template's newest ready version becomes the one that sandboxes start from. If the
-// template has been deleted meanwhile it is a conflict and nothing changes.
-func (s *Store) Promote(ctx context.Context, v *kiln.Version) error {
-	return s.write(ctx, func(ctx context.Context, tx *txn) error {
-		err := setStatus(ctx, tx, v.BuildID, kiln.VersionReady, `ended_at = ?, config_json = ?, bases_json = ?, rootfs_json = ?, stages_json = ?`,
-			nanos(v.EndedAt), jsonColumn{v.Config}, jsonColumn{v.BaseImages}, jsonColumn{v.Rootfs}, jsonColumn{v.Stages})
-		if err != nil {
-			return err
-		}
-		m := v.Metadata
-		n, err := exec(ctx, tx, `UPDATE templates SET current = ?, description = ?, author = ?, icon = ?, tags_json = ?, updated_at = ?
-			WHERE id = ? AND deleted_at = 0 AND current < ?`,
-			v.Number, m.Description, m.Author, m.Icon, jsonColumn{m.Tags}, nanos(v.EndedAt), v.TemplateID, v.Number)
-		if err != nil {
-			return fmt.Errorf("promote build %s: %w", v.BuildID, err)
-		}
-		if n > 0 {
-			return setTag(ctx, tx, v.TemplateID, "latest", v.Number)
-		}
-		// A newer version was promoted first and stays, or there is nothing to promote to.
-		_, err = findTemplate(ctx, tx, `t.id = ?`, v.TemplateID)
-		if kiln.CodeOf(err) == kiln.CodeNotFound {
-			return kiln.Errorf(kiln.CodeConflict, "template %s was deleted", v.TemplateID)
-		}
-		return err
-	})
-}

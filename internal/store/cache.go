@@ -52,6 +52,9 @@ func (s *Store) Snapshot(ctx context.Context, key kiln.Digest) (*kiln.Snapshot, 
 // PutSnapshot stores a snapshot and that a version uses it. Several versions may share one.
 func (s *Store) PutSnapshot(ctx context.Context, templateID string, number int, snap kiln.Snapshot) error {
 	return s.write(ctx, func(ctx context.Context, tx *txn) error {
+		if err := checkKept(ctx, tx, templateID, number, templateID); err != nil {
+			return err
+		}
 		_, err := exec(ctx, tx, `INSERT INTO snapshots (key, snapshot_json, created_at) VALUES (?, ?, ?)
 			ON CONFLICT (key) DO UPDATE SET snapshot_json = excluded.snapshot_json, created_at = excluded.created_at`,
 			snap.Key, jsonColumn{snap}, nanos(snap.CreatedAt))

@@ -43,9 +43,13 @@ func scanSandbox(row scanner) (*kiln.Sandbox, error) {
 	return &s, nil
 }
 
-// CreateSandbox stores a sandbox before it holds any resource.
+// CreateSandbox stores a sandbox before it holds any resource. From then on the files of
+// its version are kept; if they have been given up already it is a conflict.
 func (s *Store) CreateSandbox(ctx context.Context, sb *kiln.Sandbox) error {
 	return s.write(ctx, func(ctx context.Context, tx *txn) error {
+		if err := checkKept(ctx, tx, sb.TemplateID, sb.Version, sb.Template); err != nil {
+			return err
+		}
 		_, err := exec(ctx, tx, `INSERT INTO sandboxes (id, org_id, template_id, template, version, status, living, created_at, sandbox_json)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 			sb.ID, sb.OrgID, sb.TemplateID, sb.Template, sb.Version, sb.Status, sb.Status.Living(), nanos(sb.CreatedAt), jsonColumn{recordOf(sb)})

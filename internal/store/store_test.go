@@ -91,7 +91,7 @@ func TestOpenIsPrivateAndRepeatable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	secret, err := first.CreateToken(t.Context(), store.Token{ID: "t", OrgID: "o", Name: "n", CreatedAt: time.Now()})
+	secret, err := first.CreateToken(t.Context(), store.Token{ID: "t", OrgID: kiln.LocalOrgID, Name: "n", Scopes: []kiln.Scope{kiln.ScopeAdmin}, CreatedAt: time.Now()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,8 +118,8 @@ func TestOpenIsPrivateAndRepeatable(t *testing.T) {
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if org, err := open(t, path).Authenticate(t.Context(), secret); err != nil || org != "o" {
-		t.Errorf("after reopening: %q, %v", org, err)
+	if p, err := open(t, path).Authenticate(t.Context(), secret); err != nil || !p.Operator() {
+		t.Errorf("after reopening: %+v, %v", p, err)
 	}
 }
 
@@ -162,7 +162,7 @@ func BenchmarkTenThousandTemplates(b *testing.B) {
 		})
 	}
 	bench("list", func() error {
-		_, _, err := s.ListTemplates(b.Context(), "o", &store.Cursor{Name: "t05000"}, 50)
+		_, _, err := s.ListTemplates(b.Context(), "o", store.Filter{}, &store.Cursor{Name: "t05000"}, 50)
 		return err
 	})
 	bench("resolve", func() error {

@@ -71,79 +71,6 @@ func lookUp(ctx context.Context, q querier, orgID, nameOrID string) (*kiln.Templ
 	return findTemplate(ctx, q, `t.name = ? AND t.org_id IN (?, '') ORDER BY t.org_id DESC LIMIT 1`, nameOrID, orgID)
 }
 
-// ResolveTemplate finds the template that ref means to orgID, and the version it is
-// pinned to, else the promoted one. The version is nil when ref pins none and none has
-// been promoted. A pinned version that is not ready is a conflict.
-func (s *Store) ResolveTemplate(ctx context.Context, orgID string, ref kiln.TemplateRef) (*kiln.Template, *kiln.Version, error) {
-	t, err := lookUp(ctx, s.readers, orgID, ref.NameOrID)
-	if err != nil {
-		return nil, nil, err
-	}
-	number := t.Current
-	switch {
-	case ref.Version > 0:
-		number = ref.Version
-	case ref.Tag != "":
-		if number, err = s.taggedVersion(ctx, t, ref.Tag); err != nil {
-			return nil, nil, err
-		}
-	}
-	if number == 0 {
-		return t, nil, nil
-	}
-	v, err := s.Version(ctx, t.ID, number)
-	if kiln.CodeOf(err) == kiln.CodeNotFound {
-		return nil, nil, kiln.Errorf(kiln.CodeNotFound, "template %q has no version %d", t.Name, number)
-	}
-	if err != nil {
-		return nil, nil, err
-	}
-	if v.Status != kiln.VersionReady {
-		return nil, nil, kiln.Errorf(kiln.CodeConflict, "version %d of template %q is not ready but %s", number, t.Name, v.Status)
-	}
-	return t, v, nil
-}
-
-func (s *Store) taggedVersion(ctx context.Context, t *kiln.Template, tag string) (int, error) {
-	var number int
-	err := s.readers.QueryRowContext(ctx, `SELECT number FROM version_tags WHERE template_id = ? AND name = ?`, t.ID, tag).Scan(&number)
-	if errors.Is(err, sql.ErrNoRows) {
-		return 0, kiln.Errorf(kiln.CodeNotFound, "template %q has no tag %q", t.Name, tag)
-	}
-	if err != nil {
-		return 0, fmt.Errorf("tag %q of template %q: %w", tag, t.Name, err)
-	}
-	return number, nil
-}
-
-// Cursor is a place in the list of templates: after the one with this name and ID.
-type Cursor struct{ Name, ID string }
-
-// ListTemplates returns up to limit templates that orgID sees, its own and the built-in
-// ones, by name, from after the given place. The next place is nil at the end.
-func (s *Store) ListTemplates(ctx context.Context, orgID string, after *Cursor, limit int) ([]*kiln.Template, *Cursor, error) {
-	var from Cursor
-	if after != nil {
-		from = *after
-	}
-	// Each half reads only its page from the index, whatever else the table holds.
-	const half = `SELECT id FROM (SELECT id FROM templates WHERE org_id = ? AND deleted_at = 0 AND (name, id) > (?, ?) ORDER BY name, id LIMIT ?) AS page`
-	rows, err := s.readers.QueryContext(ctx, selectTemplate+`WHERE t.id IN (`+half+` UNION ALL `+half+`) ORDER BY t.name, t.id LIMIT ?`,
-		orgID, from.Name, from.ID, limit+1, "", from.Name, from.ID, limit+1, limit+1)
-	if err != nil {
-		return nil, nil, fmt.Errorf("list templates: %w", err)
-	}
-	list, err := collect(rows, scanTemplateAndLatest)
-	if err != nil {
-		return nil, nil, fmt.Errorf("list templates: %w", err)
-	}
-	if len(list) <= limit {
-		return list, nil, nil
-	}
-	last := list[limit-1]
-	return list[:limit], &Cursor{Name: last.Name, ID: last.ID}, nil
-}
-
 func collect[T any](rows *sql.Rows, scan func(scanner) (T, error)) ([]T, error) {
 	defer rows.Close()
 	var list []T
@@ -195,14 +122,4 @@ func (s *Store) DeleteTemplate(ctx context.Context, orgID, nameOrID string) (bui
 		return err
 	})
 	return builds, err
-}
-
-// setTag makes a name of a version, moving it if it exists.
-func setTag(ctx context.Context, tx *txn, templateID, tag string, number int) error {
-	_, err := exec(ctx, tx, `INSERT INTO version_tags (template_id, name, number) VALUES (?, ?, ?)
-		ON CONFLICT (template_id, name) DO UPDATE SET number = excluded.number`, templateID, tag, number)
-	if err != nil {
-		return fmt.Errorf("tag %q: %w", tag, err)
-	}
-	return nil
 }

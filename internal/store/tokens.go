@@ -18,7 +18,8 @@ import (
 type Token struct {
 	ID        string
 	OrgID     string
-	Name      string // for people
+	Name      string // for people; unique among those of the organisation
+	Scopes    []kiln.Scope
 	CreatedAt time.Time
 	ExpiresAt time.Time // zero: never
 }
@@ -37,8 +38,18 @@ func (s *Store) CreateToken(ctx context.Context, t Token) (secret string, err er
 	_, _ = rand.Read(b[:]) // never fails: crypto/rand.Read aborts the program instead
 	secret = tokenPrefix + base64.RawURLEncoding.EncodeToString(b[:])
 	err = s.write(ctx, func(ctx context.Context, tx *txn) error {
-		_, err := exec(ctx, tx, `INSERT INTO tokens (id, org_id, name, hash, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)`,
-			t.ID, t.OrgID, t.Name, hashToken(secret), nanos(t.CreatedAt), nanos(t.ExpiresAt))
+		var taken int
+		if err := tx.QueryRowContext(ctx, `SELECT COUNT(*) FROM tokens WHERE org_id = ? AND name = ?`, t.OrgID, t.Name).Scan(&taken); err != nil {
+			return fmt.Errorf("token %q: %w", t.Name, err)
+		}
+		if taken > 0 {
+			return kiln.Errorf(kiln.CodeConflict, "a token named %q exists already", t.Name).WithHint("revoke it, or choose another name")
+		}
+		if _, err := findOrg(ctx, tx, t.OrgID); err != nil {
+			return err
+		}
+		_, err := exec(ctx, tx, `INSERT INTO tokens (id, org_id, name, scopes_json, hash, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?)`,
+			t.ID, t.OrgID, t.Name, jsonColumn{t.Scopes}, hashToken(secret), nanos(t.CreatedAt), nanos(t.ExpiresAt))
 		if err != nil {
 			return fmt.Errorf("token %q: %w", t.Name, err)
 		}
@@ -50,30 +61,53 @@ func (s *Store) CreateToken(ctx context.Context, t Token) (secret string, err er
 	return secret, nil
 }
 
-// Authenticate returns the organisation whose token secret is, or an error with code
+// Authenticate returns for whom whoever knows secret acts, or an error with code
 // unauthorized. What is looked up is a hash, so the time it takes tells nothing about how
 // much of a wrong secret is right.
-func (s *Store) Authenticate(ctx context.Context, secret string) (orgID string, err error) {
+func (s *Store) Authenticate(ctx context.Context, secret string) (kiln.Principal, error) {
+	var p kiln.Principal
 	var expires time.Time
-	err = s.readers.QueryRowContext(ctx, `SELECT org_id, expires_at FROM tokens WHERE hash = ?`, hashToken(secret)).
-		Scan(&orgID, timeColumn{&expires})
+	err := s.readers.QueryRowContext(ctx, `SELECT id, org_id, name, scopes_json, expires_at FROM tokens WHERE hash = ?`, hashToken(secret)).
+		Scan(&p.TokenID, &p.OrgID, &p.TokenName, jsonColumn{&p.Scopes}, timeColumn{&expires})
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
-		return "", kiln.Errorf(kiln.CodeUnauthorized, "unknown token")
+		return kiln.Principal{}, kiln.Errorf(kiln.CodeUnauthorized, "unknown token")
 	case err != nil:
-		return "", fmt.Errorf("token: %w", err)
+		return kiln.Principal{}, fmt.Errorf("token: %w", explain(err))
 	case !expires.IsZero() && !time.Now().Before(expires):
-		return "", kiln.Errorf(kiln.CodeUnauthorized, "token has expired")
+		return kiln.Principal{}, kiln.Errorf(kiln.CodeUnauthorized, "token has expired")
 	}
-	return orgID, nil
+	return p, nil
 }
 
-// RevokeTokens deletes the tokens of that name of an organisation.
-func (s *Store) RevokeTokens(ctx context.Context, orgID, name string) error {
-	return s.write(ctx, func(ctx context.Context, tx *txn) error {
-		if _, err := exec(ctx, tx, `DELETE FROM tokens WHERE org_id = ? AND name = ?`, orgID, name); err != nil {
-			return fmt.Errorf("token %q: %w", name, err)
+// Tokens returns the tokens of an organisation, oldest first. Their secrets are known to
+// nobody but who has them.
+func (s *Store) Tokens(ctx context.Context, orgID string) ([]Token, error) {
+	rows, err := s.readers.QueryContext(ctx, `SELECT id, org_id, name, scopes_json, created_at, expires_at FROM tokens
+		WHERE org_id = ? ORDER BY created_at, id`, orgID)
+	if err != nil {
+		return nil, fmt.Errorf("tokens: %w", err)
+	}
+	list, err := collect(rows, func(r scanner) (t Token, err error) {
+		return t, r.Scan(&t.ID, &t.OrgID, &t.Name, jsonColumn{&t.Scopes}, timeColumn{&t.CreatedAt}, timeColumn{&t.ExpiresAt})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("tokens: %w", err)
+	}
+	return list, nil
+}
+
+// RevokeToken deletes the token of an organisation with that ID or name and returns its ID.
+func (s *Store) RevokeToken(ctx context.Context, orgID, idOrName string) (id string, err error) {
+	err = s.write(ctx, func(ctx context.Context, tx *txn) error {
+		err := tx.QueryRowContext(ctx, `DELETE FROM tokens WHERE org_id = ? AND (id = ? OR name = ?) RETURNING id`, orgID, idOrName, idOrName).Scan(&id)
+		if errors.Is(err, sql.ErrNoRows) {
+			return kiln.Errorf(kiln.CodeNotFound, "token %q does not exist", idOrName)
+		}
+		if err != nil {
+			return fmt.Errorf("token %q: %w", idOrName, err)
 		}
 		return nil
 	})
+	return id, err
 }

@@ -9,12 +9,12 @@ import (
 	"github.com/kilnvm/kiln"
 )
 
-const versionColumns = `v.template_id, v.number, v.build_id, v.status, v.created_at, v.started_at, v.ended_at, v.build_error_json,
+const versionColumns = `v.template_id, v.number, v.build_id, v.status, v.created_at, v.started_at, v.ended_at, v.collected_at, v.build_error_json,
 	v.source_blob, v.source_digest, v.options_json, v.metadata_json, v.config_json, v.bases_json, v.rootfs_json, v.stages_json`
 
 func versionFields(v *kiln.Version) []any {
 	return []any{
-		&v.TemplateID, &v.Number, &v.BuildID, &v.Status, timeColumn{&v.CreatedAt}, timeColumn{&v.StartedAt}, timeColumn{&v.EndedAt},
+		&v.TemplateID, &v.Number, &v.BuildID, &v.Status, timeColumn{&v.CreatedAt}, timeColumn{&v.StartedAt}, timeColumn{&v.EndedAt}, timeColumn{&v.CollectedAt},
 		jsonColumn{&v.BuildError}, &v.SourceBlob, &v.SourceDigest, jsonColumn{&v.Options}, jsonColumn{&v.Metadata},
 		jsonColumn{&v.Config}, jsonColumn{&v.BaseImages}, jsonColumn{&v.Rootfs}, jsonColumn{&v.Stages},
 	}
@@ -113,4 +113,18 @@ func (s *Store) SourceInUse(ctx context.Context, blob kiln.Digest) (bool, error)
 		return false, fmt.Errorf("source %s: %w", blob.Short(), err)
 	}
 	return n > 0, nil
+}
+
+// checkKept makes sure that the files of a version have not been given up. A version that
+// does not exist has none.
+func checkKept(ctx context.Context, tx *txn, templateID string, number int, name string) error {
+	var collected int64
+	err := tx.QueryRowContext(ctx, `SELECT collected_at FROM versions WHERE template_id = ? AND number = ?`, templateID, number).Scan(&collected)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return fmt.Errorf("version %d of template %s: %w", number, name, err)
+	}
+	if collected != 0 {
+		return collectedError(number, name)
+	}
+	return nil
 }

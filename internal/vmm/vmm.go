@@ -63,6 +63,11 @@ type Config struct {
 	// means anonymous memory: such a machine cannot be captured. Ignored by Restore,
 	// whose machines can always be captured.
 	Memory string
+	// Disk bounds the traffic of both disks together.
+	Disk kiln.DiskLimits
+	// Confine, unless nil, is given the VMM's process before guest code runs in it and
+	// before it touches guest memory. Its error is that of Boot or Restore.
+	Confine func(pid int) error
 	// Network connects the VM; nil means that it has no network device. A machine is
 	// restored with a device if and only if it was captured with one.
 	Network *Network

@@ -90,7 +90,7 @@ func startNode(ctx context.Context, opts Options, dir *dataDir, say func(string)
 	}
 	n.pipeline, err = pipeline.Start(ctx, pipeline.Options{
 		Store: n.store, Blobs: blobs, Images: n.images, Rootfs: rootfsStage{}, Snapshots: baker, Dir: dir.join("builds"),
-		Parallel: cfg.Build.Parallel, MaxContextBytes: int64(cfg.Build.MaxContextMB) << 20,
+		Parallel: cfg.Build.Parallel, MaxContextBytes: int64(cfg.Build.MaxContextMB) << 20, Sizes: cfg.SizeTable(),
 		Timeouts: pipeline.Timeouts{Image: time.Duration(cfg.Build.Timeout)}, Log: opts.Log,
 	})
 	return n, err
@@ -155,6 +155,7 @@ func (n *node) newSandboxes(ctx context.Context, cfg config.Config, dir *dataDir
 		Network: n.network,
 		Driver:  driver, Boot: bundle, Store: n.store, Blobs: blobs, SnapshotKey: baker.Key, RequestBake: n.requestBake,
 		Dir:    dir.join("sandboxes"),
+		Sizes:  cfg.SizeTable(),
 		Limits: sandbox.Limits{DefaultTTL: time.Duration(cfg.Sandbox.DefaultTTL), MaxRunning: cfg.Sandbox.MaxRunning},
 		Log:    n.log,
 	})

@@ -133,7 +133,8 @@ func (s *serving) open(ctx context.Context) error {
 	rest := api.New(api.Options{
 		Templates: templates{n.pipeline}, Diffs: diffs{n.store, n.blobs}, Sandboxes: sandboxes{n.sandboxes}, Auth: n.store,
 		Version: s.opts.Version, SpoolDir: spool, MaxContextBytes: int64(c.Build.MaxContextMB) << 20,
-		RequestTimeout: time.Duration(c.API.RequestTimeout), DefaultTTL: time.Duration(c.Sandbox.DefaultTTL), Log: s.log,
+		RequestTimeout: time.Duration(c.API.RequestTimeout), DefaultTTL: time.Duration(c.Sandbox.DefaultTTL),
+		Sizes: c.SizeTable(), Log: s.log,
 	})
 	s.gate.open(proxy.Handler(proxy.Options{
 		Sandboxes: daemons{n.sandboxes}, Auth: n.store, Domain: c.Domain, Next: rest.Handler(), Log: s.log,

@@ -31,11 +31,11 @@ func ensureToken(ctx context.Context, st *store.Store, path string) error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("local token: %w", err)
 	}
-	if err := st.RevokeTokens(ctx, kiln.LocalOrgID, localTokenName); err != nil {
+	if _, err := st.RevokeToken(ctx, kiln.LocalOrgID, localTokenName); err != nil && kiln.CodeOf(err) != kiln.CodeNotFound {
 		return err
 	}
 	fresh, err := st.CreateToken(ctx, store.Token{
-		ID: kiln.NewID("tok_"), OrgID: kiln.LocalOrgID, Name: localTokenName, CreatedAt: time.Now().UTC(),
+		ID: kiln.NewID("tok_"), OrgID: kiln.LocalOrgID, Name: localTokenName, Scopes: []kiln.Scope{kiln.ScopeAdmin}, CreatedAt: time.Now().UTC(),
 	})
 	if err != nil {
 		return err

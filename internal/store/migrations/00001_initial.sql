@@ -10,7 +10,8 @@ CREATE TABLE templates (
     author      TEXT    NOT NULL,
     icon        TEXT    NOT NULL,
     tags_json   TEXT    NOT NULL,
-    current     BIGINT  NOT NULL DEFAULT 0,    -- promoted version, 0 before the first
+    current     BIGINT  NOT NULL DEFAULT 0,    -- version that sandboxes start from, 0 before the first
+    promoted    BIGINT  NOT NULL DEFAULT 0,    -- newest version that a build promoted; current is older after a rollback
     latest      BIGINT  NOT NULL DEFAULT 0,    -- newest version, whatever became of it
     created_at  BIGINT  NOT NULL,
     updated_at  BIGINT  NOT NULL,
@@ -26,6 +27,7 @@ CREATE TABLE versions (
     created_at       BIGINT NOT NULL,
     started_at       BIGINT NOT NULL DEFAULT 0,
     ended_at         BIGINT NOT NULL DEFAULT 0,
+    collected_at     BIGINT NOT NULL DEFAULT 0, -- when its files were given up
     build_error_json TEXT   NOT NULL DEFAULT 'null',
     source_blob      TEXT   NOT NULL,
     source_digest    TEXT   NOT NULL,
@@ -54,6 +56,7 @@ CREATE TABLE version_tags (
     template_id TEXT   NOT NULL,
     name        TEXT   NOT NULL,
     number      BIGINT NOT NULL,
+    created_at  BIGINT NOT NULL,
     PRIMARY KEY (template_id, name),
     FOREIGN KEY (template_id, number) REFERENCES versions (template_id, number)
 );
@@ -102,6 +105,15 @@ CREATE TABLE sandbox_metadata (
     value      TEXT NOT NULL,
     PRIMARY KEY (sandbox_id, name)
 );
+CREATE INDEX sandboxes_by_version ON sandboxes (template_id, version) WHERE living;
+CREATE INDEX sandboxes_ended ON sandboxes (created_at) WHERE NOT living;
+
+CREATE TABLE orgs (
+    id         TEXT   NOT NULL PRIMARY KEY,
+    name       TEXT   NOT NULL UNIQUE,
+    created_at BIGINT NOT NULL
+);
+INSERT INTO orgs (id, name, created_at) VALUES ('local', 'local', 0); -- who runs the server
 
 -- Written before a slot exists and removed after it.
 CREATE TABLE network_slots (
@@ -112,17 +124,36 @@ CREATE TABLE network_slots (
 );
 
 CREATE TABLE tokens (
-    id         TEXT   NOT NULL PRIMARY KEY,
-    org_id     TEXT   NOT NULL,
-    name       TEXT   NOT NULL,
-    hash       TEXT   NOT NULL UNIQUE, -- SHA-256 of the secret, which is random enough to need no salt
-    created_at BIGINT NOT NULL,
-    expires_at BIGINT NOT NULL DEFAULT 0
+    id          TEXT   NOT NULL PRIMARY KEY,
+    org_id      TEXT   NOT NULL REFERENCES orgs (id),
+    name        TEXT   NOT NULL,
+    scopes_json TEXT   NOT NULL,
+    hash        TEXT   NOT NULL UNIQUE, -- SHA-256 of the secret, which is random enough to need no salt
+    created_at  BIGINT NOT NULL,
+    expires_at  BIGINT NOT NULL DEFAULT 0
 );
+CREATE INDEX tokens_by_org ON tokens (org_id, created_at, id);
+
+-- Who changed what. Rows are never changed.
+CREATE TABLE audit (
+    id          TEXT   NOT NULL PRIMARY KEY,
+    org_id      TEXT   NOT NULL,
+    at          BIGINT NOT NULL,
+    token_id    TEXT   NOT NULL,
+    token_name  TEXT   NOT NULL,
+    address     TEXT   NOT NULL,
+    action      TEXT   NOT NULL,
+    target      TEXT   NOT NULL,
+    detail_json TEXT   NOT NULL
+);
+CREATE INDEX audit_by_org ON audit (org_id, at, id);
+CREATE INDEX audit_by_time ON audit (at, id);
 
 -- +goose Down
+DROP TABLE audit;
 DROP TABLE tokens;
 DROP TABLE sandbox_metadata;
+DROP TABLE orgs;
 DROP TABLE network_slots;
 DROP TABLE sandboxes;
 DROP TABLE version_snapshots;

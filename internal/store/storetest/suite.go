@@ -42,6 +42,11 @@ func Run(t *testing.T, open func(t *testing.T) *store.Store) {
 		"Sandboxes":            testSandboxes,
 		"List of sandboxes":    testListSandboxes,
 		"Tokens":               testTokens,
+		"Orgs":                 testOrgs,
+		"Audit":                testAudit,
+		"Tags":                 testTags,
+		"Rollback":             testRollback,
+		"Filters":              testFilters,
 		"CancelledContext":     testCancelledContext,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, fixture{Store: open(t), ctx: t.Context()}) })
@@ -151,7 +156,7 @@ func testVisibility(t *testing.T, f fixture) {
 		_, err = f.DeleteTemplate(f.ctx, org, ref)
 		wantCode(t, "delete "+ref, err, kiln.CodeNotFound)
 	}
-	list, _, err := f.ListTemplates(f.ctx, org, nil, 10)
+	list, _, err := f.ListTemplates(f.ctx, org, store.Filter{}, nil, 10)
 	if err != nil || len(list) != 0 {
 		t.Errorf("list: %v, %v", list, err)
 	}
@@ -227,7 +232,7 @@ func testListing(t *testing.T, f fixture) {
 		var got []string
 		var cursor *store.Cursor
 		for {
-			page, next, err := f.ListTemplates(f.ctx, org, cursor, limit)
+			page, next, err := f.ListTemplates(f.ctx, org, store.Filter{}, cursor, limit)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -598,29 +603,6 @@ func testSandboxes(t *testing.T, f fixture) {
 	_, err = f.Sandbox(f.ctx, "inone")
 	wantCode(t, "unknown", err, kiln.CodeNotFound)
 	wantCode(t, "update unknown", f.UpdateSandbox(f.ctx, &kiln.Sandbox{ID: "inone"}), kiln.CodeNotFound)
-}
-
-func testTokens(t *testing.T, f fixture) {
-	secret, err := f.CreateToken(f.ctx, store.Token{ID: "tok_1", OrgID: org, Name: "local", CreatedAt: at(0)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got, err := f.Authenticate(f.ctx, secret); err != nil || got != org {
-		t.Errorf("%q, %v", got, err)
-	}
-	expired, err := f.CreateToken(f.ctx, store.Token{ID: "tok_2", OrgID: org, Name: "old", CreatedAt: at(0), ExpiresAt: at(1).AddDate(-10, 0, 0)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, s := range map[string]string{"none": "", "wrong": secret + "x", "cut": secret[:10], "expired": expired} {
-		_, err := f.Authenticate(f.ctx, s)
-		wantCode(t, name, err, kiln.CodeUnauthorized)
-	}
-	if err := f.RevokeTokens(f.ctx, org, "local"); err != nil {
-		t.Fatal(err)
-	}
-	_, err = f.Authenticate(f.ctx, secret)
-	wantCode(t, "revoked", err, kiln.CodeUnauthorized)
 }
 
 func testCancelledContext(t *testing.T, f fixture) {

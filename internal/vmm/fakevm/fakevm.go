@@ -94,6 +94,11 @@ func (d *Driver) start(cfg vmm.Config, running bool) (vmm.Machine, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
+	if cfg.Confine != nil {
+		if err := cfg.Confine(cmd.Process.Pid); err != nil {
+			return nil, errors.Join(err, cmd.Process.Kill(), ended(cmd.Wait()))
+		}
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	m := &machine{driver: d, cfg: cfg, cmd: cmd, cancel: cancel, done: make(chan struct{}),
 		running: make(chan struct{}), listener: &pipeListener{conns: make(chan net.Conn), done: ctx.Done()}}
@@ -115,6 +120,15 @@ func (d *Driver) start(cfg vmm.Config, running bool) (vmm.Machine, error) {
 		close(m.done)
 	}()
 	return m, nil
+}
+
+// ended drops the error that says how a killed process ended.
+func ended(err error) error {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return nil
+	}
+	return err
 }
 
 var errEnded = errors.New("process ended")

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/vmm"
 )
 
@@ -49,7 +50,8 @@ func (d *Driver) arguments(cfg vmm.Config, mem memory, incoming bool) []string {
 	if incoming {
 		args = append(args, "-incoming", "defer", "-S") // paused, whatever the state says
 	} else {
-		args = append(args, "-kernel", cfg.Boot.KernelPath, "-initrd", cfg.Boot.InitrdPath, "-append", d.cmdline)
+		// It starts paused, to be confined before it runs.
+		args = append(args, "-S", "-kernel", cfg.Boot.KernelPath, "-initrd", cfg.Boot.InitrdPath, "-append", d.cmdline)
 	}
 	if d.sandbox {
 		args = append(args, "-sandbox", sandbox)
@@ -59,6 +61,7 @@ func (d *Driver) arguments(cfg vmm.Config, mem memory, incoming bool) []string {
 			"-device", "virtio-net-device,netdev=net0,mac="+cfg.Network.MAC)
 	}
 	return append(args,
+		"-object", throttle(cfg.Disk),
 		"-blockdev", disk("rootfs", cfg.Rootfs, true), "-device", "virtio-blk-device,drive=rootfs",
 		"-blockdev", disk("scratch", cfg.Scratch, false), "-device", "virtio-blk-device,drive=scratch",
 		"-device", "virtio-serial-device,max_ports=2",
@@ -83,14 +86,36 @@ func (m memory) object(mib int) string {
 // does not outlive its machine, and those that are kept are synced by whoever keeps them.
 func disk(id, path string, readOnly bool) string {
 	d := map[string]any{
-		"driver": "raw", "node-name": id, "read-only": readOnly,
+		"driver": "raw", "read-only": readOnly,
 		"file":  map[string]any{"driver": "file", "filename": path, "locking": "off"},
 		"cache": map[string]any{"no-flush": true},
 	}
 	if !readOnly {
 		d["discard"], d["detect-zeroes"] = "unmap", "unmap"
 	}
-	return text(d)
+	return text(map[string]any{
+		"driver": "throttle", "node-name": id, "throttle-group": throttles, "read-only": readOnly, "file": d,
+		"cache": map[string]any{"no-flush": true},
+	})
+}
+
+// throttles is the group of throttled disks: they share its limits.
+const throttles = "disks"
+
+// throttle is the group. Without limits it lets everything pass.
+func throttle(l kiln.DiskLimits) string {
+	limits := map[string]any{}
+	rate := func(name string, rate, burst, unit int) {
+		if rate > 0 {
+			limits[name] = rate * unit
+			if burst > rate {
+				limits[name+"-max"] = burst * unit
+			}
+		}
+	}
+	rate("bps-total", l.BandwidthMBps, l.BurstMBps, 1<<20)
+	rate("iops-total", l.OpsPerSec, l.BurstOps, 1)
+	return text(map[string]any{"qom-type": "throttle-group", "id": throttles, "limits": limits})
 }
 
 // text is an option in JSON, which needs no escapes of QEMU's own.

@@ -90,6 +90,9 @@ func (d *Driver) Boot(ctx context.Context, cfg vmm.Config) (vmm.Machine, error) 
 	if err := m.qmp.greet(ctx); err != nil {
 		return nil, m.abandon(err)
 	}
+	if err := m.Resume(ctx); err != nil {
+		return nil, m.abandon(err)
+	}
 	return m, nil
 }
 

@@ -25,8 +25,19 @@ const (
 	killDelay = 2 * time.Second
 )
 
-// launch starts a VMM. Its monitor need not answer yet.
-func (d *Driver) launch(ctx context.Context, cfg vmm.Config, mem memory, incoming bool) (_ *machine, err error) {
+// launch starts a VMM and has it confined. Its monitor need not answer yet.
+func (d *Driver) launch(ctx context.Context, cfg vmm.Config, mem memory, incoming bool) (*machine, error) {
+	m, err := d.spawn(ctx, cfg, mem, incoming)
+	if err != nil || cfg.Confine == nil {
+		return m, err
+	}
+	if err := cfg.Confine(m.PID()); err != nil {
+		return nil, m.abandon(err)
+	}
+	return m, nil
+}
+
+func (d *Driver) spawn(ctx context.Context, cfg vmm.Config, mem memory, incoming bool) (_ *machine, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}

@@ -37,6 +37,8 @@ func Run(t *testing.T, driver vmm.Driver) {
 	t.Run("boot", s.bootAndKill)
 	t.Run("capture and restore", s.captureAndRestore)
 	t.Run("refusals", s.refusals)
+	t.Run("confine", s.confine)
+	t.Run("disk limits", s.diskLimits)
 }
 
 func (s *suite) info(t *testing.T) {

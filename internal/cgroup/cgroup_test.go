@@ -1,0 +1,147 @@
+package cgroup
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/cgroups/v3"
+	"github.com/kilnvm/kiln/internal/testkit"
+)
+
+func TestMain(m *testing.M) { testkit.Main(m) }
+
+func open(t *testing.T) *Tree {
+	t.Helper()
+	tree, err := Open(fmt.Sprintf("test-%d", os.Getpid()), "machines")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := tree.Sweep(context.Background()); err != nil {
+			t.Error(err)
+		}
+		tree.Close()
+		if dirs := tree.h.dirs(tree.root); len(dirs) > 0 {
+			t.Errorf("%v are left", dirs)
+		}
+	})
+	return tree
+}
+
+// gated starts a shell that runs script when let is called.
+func gated(t *testing.T, script string) (cmd *exec.Cmd, let func()) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	cmd = exec.Command("/bin/sh", "-c", "read go; "+script)
+	cmd.Stdin = r
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return cmd, func() {
+		fmt.Fprintln(w)
+		w.Close()
+	}
+}
+
+// read returns the value of the first of the files that a folder of the group has.
+func read(t *testing.T, tree *Tree, name string, files ...string) string {
+	t.Helper()
+	for _, dir := range tree.Dirs(name) {
+		for _, f := range files {
+			if b, err := os.ReadFile(dir + "/" + f); err == nil {
+				return strings.TrimSpace(string(b))
+			}
+		}
+	}
+	t.Fatalf("none of %v in %v", files, tree.Dirs(name))
+	return ""
+}
+
+func TestLimitsReachTheKernel(t *testing.T) {
+	tree := open(t)
+	if err := tree.Make("a", Limits{CPUWeight: 50, CPUPercent: 150, MemoryMiB: 96, PIDs: 33}); err != nil {
+		t.Fatal(err)
+	}
+	weight, quota := "512", "150000" // version 1: shares
+	if cgroups.Mode() == cgroups.Unified {
+		weight, quota = "50", "150000 100000"
+	}
+	for _, tt := range []struct {
+		want  string
+		files []string
+	}{
+		{weight, []string{"cpu.weight", "cpu.shares"}},
+		{quota, []string{"cpu.max", "cpu.cfs_quota_us"}},
+		{strconv.Itoa(96 << 20), []string{"memory.max", "memory.limit_in_bytes"}},
+		{"33", []string{"pids.max"}},
+	} {
+		if got := read(t, tree, "a", tt.files...); got != tt.want {
+			t.Errorf("%v is %q, want %q", tt.files, got, tt.want)
+		}
+	}
+}
+
+func TestProcessIsBounded(t *testing.T) {
+	tree := open(t)
+	if err := tree.Make("bounded", Limits{MemoryMiB: 32, PIDs: 4}); err != nil {
+		t.Fatal(err)
+	}
+	cmd, let := gated(t, "x=x; while :; do x=$x$x; done") // more memory than it may have
+	if err := tree.Enter("bounded", cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	if u, err := tree.Usage("bounded"); err != nil || u.PIDs != 1 {
+		t.Errorf("usage %+v, error %v; want one process", u, err)
+	}
+	let()
+	if err := cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("a process beyond its memory ended with %v, want it killed", err)
+	}
+}
+
+func TestRemoveEndsWhatIsLeft(t *testing.T) {
+	tree := open(t)
+	if err := tree.Make("left", Limits{CPUWeight: 100, PIDs: 64}); err != nil {
+		t.Fatal(err)
+	}
+	cmd, let := gated(t, "sleep 1000 & sleep 1000")
+	if err := tree.Enter("left", cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	let()
+	// Another tree object finds it by its name alone, as a new server would.
+	again, err := Open(fmt.Sprintf("test-%d", os.Getpid()), "machines")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if names, err := again.List(); err != nil || !slices.Equal(names, []string{"left"}) {
+		t.Fatalf("groups %v, error %v", names, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	if err := again.Sweep(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err == nil {
+		t.Error("the process ended by itself")
+	}
+	if names, err := tree.List(); err != nil || len(names) > 0 {
+		t.Errorf("groups %v are left, error %v", names, err)
+	}
+	if err := tree.Remove(ctx, "left"); err != nil {
+		t.Errorf("removing twice: %v", err)
+	}
+}
