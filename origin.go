@@ -7,8 +7,9 @@ type Origin struct {
 	Git *GitSource `json:"git,omitempty"`
 	// Image is an existing image that became the template without a Dockerfile.
 	Image string `json:"image,omitempty"`
-	// Sandbox is the sandbox whose file system was captured.
-	Sandbox string `json:"sandbox,omitempty"`
+	// Capture is a sandbox whose file system became the template; the archive of it takes
+	// the place of the build context.
+	Capture *CaptureSource `json:"capture,omitempty"`
 	// Args, Target and Metadata are those of the request alone.
 	Args     map[string]string `json:"args,omitempty"`
 	Target   string            `json:"target,omitempty"`
@@ -25,6 +26,15 @@ type GitSource struct {
 	Dir string `json:"dir,omitempty"`
 	// Commit is what Ref meant when the build was requested, in hexadecimal.
 	Commit string `json:"commit,omitempty"`
+}
+
+// CaptureSource names the sandbox that a version was captured from and keeps what its file
+// system does not tell.
+type CaptureSource struct {
+	Sandbox  string      `json:"sandbox"`
+	Template string      `json:"template"` // that the sandbox was made from
+	Version  int         `json:"version"`
+	Config   ImageConfig `json:"config"`
 }
 
 // Digest returns the digest of the context: a commit names its content.

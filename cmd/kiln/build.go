@@ -26,6 +26,7 @@ type buildFlags struct {
 	diskMB                                   int
 	buildArgs, env, secrets                  []string
 	noCache, pull                            bool
+	from                                     sourceFlags
 }
 
 func (f *buildFlags) add(cmd *cobra.Command) {
@@ -42,24 +43,31 @@ func (f *buildFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.readyCmd, "ready-cmd", "", "command that must succeed before the snapshot is taken")
 	flags.IntVar(&f.diskMB, "disk-size-mb", 0, fmt.Sprintf("writable disk of its sandboxes in MiB (default %d)", kiln.DefaultDiskMB))
 	flags.StringVar(&f.size, "size", "", "default VM size of its sandboxes")
+	f.from.add(flags)
 }
 
 func (a *app) templatesCreate() *cobra.Command {
 	var f buildFlags
 	var wait bool
 	cmd := &cobra.Command{
-		Use:   "create NAME --dockerfile FILE",
-		Short: "Create a template from a Dockerfile and return at once",
-		Long: `Create a template from a Dockerfile and return at once; --wait shows the build and
-waits for its end.
+		Use:   "create NAME --dockerfile FILE | --repo URL | --image IMAGE",
+		Short: "Create a template from a Dockerfile, a git repository or an image and return at once",
+		Long: `Create a template from a Dockerfile, a git repository or an existing image and return
+at once; --wait shows the build and waits for its end.
 
 The Dockerfile's folder is the build context if the Dockerfile copies files from it or a
 kiln-template.toml lies beside it; .dockerignore is honoured. --context names another.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			input, err := createInput(f)
+			remote, err := f.from.remote(f.context != "")
 			if err != nil {
 				return err
+			}
+			var input source.Input
+			if !remote {
+				if input, err = createInput(f); err != nil {
+					return err
+				}
 			}
 			return a.create(cmd.Context(), args[0], input, f, false, wait)
 		},
@@ -73,14 +81,25 @@ kiln-template.toml lies beside it; .dockerignore is honoured. --context names an
 func (a *app) templatesBuild() *cobra.Command {
 	var f buildFlags
 	cmd := &cobra.Command{
-		Use:   "build NAME DIR",
-		Short: "Build a template from a folder with a Dockerfile, and wait",
-		Long: `Build a template from a folder with a Dockerfile, show the build and wait for its
-end. If the template exists, its next version is built; until that is ready the old one
-serves. Interrupting the command cancels the build.`,
-		Args: cobra.ExactArgs(2),
+		Use:   "build NAME DIR | NAME --repo URL | NAME --image IMAGE",
+		Short: "Build a template from a folder with a Dockerfile, a git repository or an image, and wait",
+		Long: `Build a template from a folder with a Dockerfile, a git repository or an existing image,
+show the build and wait for its end. If the template exists, its next version is built;
+until that is ready the old one serves. Interrupting the command cancels the build.`,
+		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.create(cmd.Context(), args[0], source.Input{Dir: args[1], Dockerfile: f.dockerfile}, f, true, true)
+			remote, err := f.from.remote(len(args) == 2)
+			if err != nil {
+				return err
+			}
+			in := source.Input{Dockerfile: f.dockerfile}
+			if !remote {
+				if len(args) < 2 {
+					return usageError{kiln.Errorf(kiln.CodeInvalid, "no source given").WithHint("name a folder with a Dockerfile, or use --repo or --image")}
+				}
+				in.Dir = args[1]
+			}
+			return a.create(cmd.Context(), args[0], in, f, true, true)
 		},
 	}
 	f.add(cmd)
@@ -153,12 +172,14 @@ func (a *app) create(ctx context.Context, name string, in source.Input, f buildF
 		return err
 	}
 	req.Name, req.Replace = name, replace
-	archive, err := packContext(ctx, in, req)
-	if err != nil {
-		return err
+	if req.Git == nil && req.Image == "" {
+		archive, err := packContext(ctx, in, req)
+		if err != nil {
+			return err
+		}
+		defer archive.Close()
+		req.Context = archive
 	}
-	defer archive.Close()
-	req.Context = archive
 	b, err := c.CreateTemplate(ctx, *req)
 	if err != nil {
 		return err
@@ -215,6 +236,9 @@ func (f *buildFlags) request(a *app) (*client.CreateTemplate, error) {
 		if _, err := kiln.SizeByName(f.size); err != nil {
 			return nil, err
 		}
+	}
+	if err := f.from.fill(a, f.dockerfile, req); err != nil {
+		return nil, err
 	}
 	if f.diskMB < 0 {
 		return nil, usageError{kiln.Errorf(kiln.CodeInvalid, "--disk-size-mb %d is negative", f.diskMB)}
@@ -297,6 +321,7 @@ func (a *app) readSecret(item string) (id string, value []byte, err error) {
 }
 
 func (a *app) templatesRebuild() *cobra.Command {
+	var access gitAccess
 	var noCache, pull, detach bool
 	var secrets []string
 	cmd := &cobra.Command{
@@ -309,6 +334,9 @@ func (a *app) templatesRebuild() *cobra.Command {
 				return err
 			}
 			req := api.RebuildRequest{NoCache: noCache, Pull: pull}
+			if req.GitCredentials, err = access.credentials(a); err != nil {
+				return err
+			}
 			if req.Secrets, err = a.readSecrets(secrets); err != nil {
 				return err
 			}
@@ -323,6 +351,7 @@ func (a *app) templatesRebuild() *cobra.Command {
 	cmd.Flags().BoolVar(&pull, "pull", false, "ask for newer base images")
 	cmd.Flags().StringArrayVar(&secrets, "secret", nil, "id=ID,src=FILE or id=ID,env=NAME (repeatable)")
 	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "return at once")
+	access.add(cmd.Flags())
 	return cmd
 }
 

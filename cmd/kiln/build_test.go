@@ -105,3 +105,24 @@ func TestStageTable(t *testing.T) {
 		t.Errorf("got\n%s%v\nwant\n%s", b.String(), err, want)
 	}
 }
+
+func TestOneSourceOnly(t *testing.T) {
+	env := map[string]string{"KILN_SERVER": "http://127.0.0.1:1"}
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"build", "x"}, "no source given"},
+		{[]string{"build", "x", "dir", "--repo", "https://example.org/a"}, "more than one source"},
+		{[]string{"build", "x", "--image", "a", "--repo", "https://example.org/a"}, "more than one source"},
+		{[]string{"create", "x", "--context", "dir", "--image", "a"}, "more than one source"},
+		{[]string{"build", "x", "dir", "--ref", "main"}, "belong to --repo"},
+		{[]string{"create", "x", "--image", "a", "--dockerfile", "f"}, "needs no Dockerfile"},
+		{[]string{"create", "x", "--repo", "https://example.org/a", "--git-token-file", "/nowhere"}, "--git-token-file"},
+	} {
+		r := runKiln(env, append([]string{"templates"}, c.args...)...)
+		if r.code != 2 || !strings.Contains(r.stderr, c.want) {
+			t.Errorf("%v: exit code %d: %s", c.args, r.code, r.stderr)
+		}
+	}
+}

@@ -161,6 +161,20 @@ func TestBuildForms(t *testing.T) {
 		"PandaStack, image": {
 			parts: []part{{name: "name", body: "hello"}, {name: "image_ref", body: "ghcr.io/a/b:1"}},
 			want:  map[string]string{"Dockerfile": "FROM ghcr.io/a/b:1\n"},
+			check: func(t *testing.T, req NewTemplate) {
+				if req.Image != "ghcr.io/a/b:1" {
+					t.Errorf("image %q", req.Image)
+				}
+			},
+		},
+		"git": {
+			parts: []part{{name: "name", body: "hello"}, {name: "git", body: `{"url":"https://example.org/x.git","ref":"v1","dir":"d"}`},
+				{name: "git_credentials", body: `{"token":"t"}`}},
+			check: func(t *testing.T, req NewTemplate) {
+				if req.Context != nil || *req.Git != (kiln.GitSource{URL: "https://example.org/x.git", Ref: "v1", Dir: "d"}) || req.GitCredentials.Token != "t" {
+					t.Errorf("request %+v", req)
+				}
+			},
 		},
 		"PandaStack, rootfs": {
 			parts: []part{{name: "name", body: "hello"}, {name: "rootfs", filename: "x.tar", body: "tar"}},
@@ -225,6 +239,9 @@ func TestBadBuildForms(t *testing.T) {
 		"options not JSON":   {[]part{named, ok, {name: "options", body: "{"}}, 400, "options"},
 		"options unknown":    {[]part{named, ok, {name: "options", body: `{"targt":"x"}`}}, 400, "targt"},
 		"metadata not JSON":  {[]part{named, ok, {name: "metadata", body: "[]"}}, 400, "metadata"},
+		"git and Dockerfile": {[]part{named, ok, {name: "git", body: `{"url":"https://example.org/x"}`}}, 400, "other sources"},
+		"git with a commit":  {[]part{named, {name: "git", body: `{"url":"https://example.org/x","commit":"1"}`}}, 400, "put it into ref"},
+		"git not JSON":       {[]part{named, {name: "git", body: "https://example.org/x"}}, 400, "form field git"},
 		"cpu":                {[]part{named, ok, {name: "cpu", body: "many"}}, 400, "cpu"},
 		"no such size":       {[]part{named, ok, {name: "memory_mb", body: "60000"}}, 400, "no size"},
 		"context too large":  {[]part{named, {name: "context", contentType: "application/x-tar", body: strings.Repeat("x", 3<<20)}}, 413, "larger than 1 MiB"},

@@ -50,9 +50,12 @@ func (f *fakeTemplates) Create(_ context.Context, org string, req NewTemplate) (
 	if f.err != nil {
 		return Queued{}, f.err
 	}
-	data, err := io.ReadAll(req.Context)
-	if err != nil {
-		return Queued{}, err
+	var data []byte
+	if req.Context != nil {
+		var err error
+		if data, err = io.ReadAll(req.Context); err != nil {
+			return Queued{}, err
+		}
 	}
 	f.contexts[req.Name] = data
 	f.requests = append(f.requests, req)

@@ -35,8 +35,15 @@ type Templates interface {
 
 // NewTemplate asks for a template.
 type NewTemplate struct {
-	Name     string
-	Context  io.Reader // a tar archive, plain or gzip
+	Name    string
+	Context io.Reader // a tar archive, plain or gzip; nil with Git
+	// Git is where the context is to be fetched from, with GitCredentials if need be.
+	Git            *kiln.GitSource
+	GitCredentials kiln.GitCredentials
+	// Image says that Context is nothing but a FROM line with this image.
+	Image string
+	// Capture says that Context is the root filesystem of a sandbox.
+	Capture  *kiln.CaptureSource
 	Options  kiln.BuildOptions
 	Metadata kiln.Metadata // what the request says; it wins over the context's file
 	Replace  bool
@@ -48,7 +55,8 @@ type NewVersion struct {
 	NoCache  bool
 	Pull     bool
 	// Secrets are needed again, because those of the first build were not kept.
-	Secrets map[string][]byte
+	Secrets        map[string][]byte
+	GitCredentials kiln.GitCredentials // needed again, too
 }
 
 // Queued is the answer to a request for a build.
@@ -157,6 +165,8 @@ type RebuildRequest struct {
 	NoCache bool              `json:"no_cache,omitempty" doc:"Run every step again"`
 	Pull    bool              `json:"pull,omitempty" doc:"Ask for newer base images"`
 	Secrets map[string][]byte `json:"secrets,omitempty" doc:"Values of RUN --mount=type=secret by id; never stored"`
+	// GitCredentials open the repository of a template that has one.
+	GitCredentials kiln.GitCredentials `json:"git_credentials,omitzero" doc:"For a template from a private git repository; never stored"`
 }
 
 func (s *Server) registerTemplates() {
@@ -176,10 +186,10 @@ func (s *Server) registerTemplates() {
 	register(s, route{Operation: huma.Operation{
 		OperationID: "rebuildTemplate", Method: http.MethodPost, Path: "/v1/templates/{name}/rebuild", Tags: tags,
 		Summary: "Build the next version from the same source", DefaultStatus: http.StatusAccepted,
-	}}, s.rebuildTemplate)
+	}, unbounded: true}, s.rebuildTemplate)
 	register(s, route{Operation: huma.Operation{
 		OperationID: "buildTemplate", Method: http.MethodPost, Path: "/v1/templates/build", Tags: tags,
-		Summary:       "Create a template from a Dockerfile, a root filesystem or an image; with replace, its next version",
+		Summary:       "Create a template from a Dockerfile, a git repository, an image or a root filesystem; with replace, its next version",
 		DefaultStatus: http.StatusAccepted,
 	}, unbounded: true, body: buildRequestBody()}, s.buildTemplate)
 }
@@ -221,6 +231,7 @@ func (s *Server) rebuildTemplate(ctx context.Context, in *rebuildInput) (*buildO
 	req := NewVersion{Template: in.Name}
 	if in.Body != nil {
 		req.NoCache, req.Pull, req.Secrets = in.Body.NoCache, in.Body.Pull, in.Body.Secrets
+		req.GitCredentials = in.Body.GitCredentials
 	}
 	queued, err := s.opts.Templates.Rebuild(ctx, orgOf(ctx), req)
 	if err != nil {

@@ -67,16 +67,18 @@ func buildRequestBody() *huma.RequestBody {
 		Content: map[string]*huma.MediaType{"multipart/form-data": {Schema: &huma.Schema{
 			Type: huma.TypeObject,
 			Properties: map[string]*huma.Schema{
-				"name":       text("The template's name; default the one in the context's metadata file"),
-				"dockerfile": text("Text of the Dockerfile"),
-				"context":    file("The build context as a tar archive (application/x-tar), plain or gzip"),
-				"options":    text("JSON: dockerfile, target, args, no_cache, pull, secrets"),
-				"metadata":   text("JSON: what a kiln-template.toml holds; wins over that file"),
-				"image_ref":  text("Instead of a Dockerfile: an image in a registry"),
-				"rootfs":     file("Instead of a Dockerfile: a root filesystem as a tar archive"),
-				"size_mb":    {Type: huma.TypeInteger, Description: "Scratch disk of its sandboxes in MiB"},
-				"cpu":        {Type: huma.TypeInteger, Description: "vCPUs its sandboxes need"},
-				"memory_mb":  {Type: huma.TypeInteger, Description: "Memory its sandboxes need in MiB"},
+				"name":            text("The template's name; default the one in the context's metadata file"),
+				"dockerfile":      text("Text of the Dockerfile"),
+				"context":         file("The build context as a tar archive (application/x-tar), plain or gzip"),
+				"options":         text("JSON: dockerfile, target, args, no_cache, pull, secrets"),
+				"metadata":        text("JSON: what a kiln-template.toml holds; wins over that file"),
+				"image_ref":       text("Instead of a Dockerfile: an image in a registry"),
+				"git":             text("Instead of a Dockerfile: JSON url, ref, dir of a git repository that the server fetches"),
+				"git_credentials": text("JSON: token, or ssh_key and known_hosts, for a private repository; never stored"),
+				"rootfs":          file("Instead of a Dockerfile: a root filesystem as a tar archive"),
+				"size_mb":         {Type: huma.TypeInteger, Description: "Scratch disk of its sandboxes in MiB"},
+				"cpu":             {Type: huma.TypeInteger, Description: "vCPUs its sandboxes need"},
+				"memory_mb":       {Type: huma.TypeInteger, Description: "Memory its sandboxes need in MiB"},
 			},
 			AdditionalProperties: file("Any other file is a file of the context; the field's name is its path"),
 		}}},
@@ -97,8 +99,11 @@ func (s *Server) buildTemplate(ctx context.Context, in *buildInput) (*buildOutpu
 	if err != nil {
 		return nil, err
 	}
-	defer archive.Close()
-	req.Context, req.Replace = archive, in.Replace
+	if archive != nil {
+		defer archive.Close()
+		req.Context = archive
+	}
+	req.Replace = in.Replace
 	queued, err := s.opts.Templates.Create(ctx, orgOf(ctx), req)
 	if err != nil {
 		return nil, err
@@ -251,6 +256,10 @@ func (f *buildForm) request() (NewTemplate, *os.File, error) {
 	if err := f.metadata(&req); err != nil {
 		return req, nil, err
 	}
+	if f.fields["git"] != "" {
+		return req, nil, f.git(&req)
+	}
+	req.Image = f.fields["image_ref"]
 	archive, err := f.archive()
 	return req, archive, err
 }

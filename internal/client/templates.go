@@ -16,11 +16,14 @@ import (
 
 // CreateTemplate asks for a template.
 type CreateTemplate struct {
-	Name     string
-	Context  io.Reader // a tar archive
-	Options  api.BuildOptions
-	Metadata kiln.Metadata
-	Replace  bool // build the next version if the name exists
+	Name           string
+	Context        io.Reader // a tar archive; nil with one of the next two
+	Image          string    // an existing image
+	Git            *kiln.GitSource
+	GitCredentials kiln.GitCredentials
+	Options        api.BuildOptions
+	Metadata       kiln.Metadata
+	Replace        bool // build the next version if the name exists
 	// Warnings were found while the context was packed; they are handed through.
 	Warnings []string
 }
@@ -83,7 +86,11 @@ func writeForm(form *multipart.Writer, req CreateTemplate) error {
 	if err := form.WriteField("name", req.Name); err != nil {
 		return err
 	}
-	for name, value := range map[string]any{"options": req.Options, "metadata": req.Metadata} {
+	fields := map[string]any{"options": req.Options, "metadata": req.Metadata}
+	if req.Git != nil {
+		fields["git"], fields["git_credentials"] = req.Git, req.GitCredentials
+	}
+	for name, value := range fields {
 		text, err := json.Marshal(value)
 		if err != nil {
 			return err
@@ -91,6 +98,15 @@ func writeForm(form *multipart.Writer, req CreateTemplate) error {
 		if err := form.WriteField(name, string(text)); err != nil {
 			return err
 		}
+	}
+	if req.Git != nil {
+		return form.Close()
+	}
+	if req.Image != "" {
+		if err := form.WriteField("image_ref", req.Image); err != nil {
+			return err
+		}
+		return form.Close()
 	}
 	part, err := form.CreatePart(textproto.MIMEHeader{
 		"Content-Disposition": {`form-data; name="context"; filename="context.tar"`},

@@ -80,6 +80,14 @@ type Build struct {
 	CacheMB int `toml:"cache_mb"`
 	// Timeout bounds the instructions of the Dockerfile.
 	Timeout Duration `toml:"timeout"`
+	// SourceTimeout bounds fetching a git repository and reading a source.
+	SourceTimeout Duration `toml:"source_timeout"`
+	// RootfsTimeout bounds writing the root filesystem.
+	RootfsTimeout Duration `toml:"rootfs_timeout"`
+	// SnapshotTimeout bounds booting a template until its snapshot is saved.
+	SnapshotTimeout Duration `toml:"snapshot_timeout"`
+	// GitHosts are the hosts that git repositories may be fetched from; empty means any.
+	GitHosts []string `toml:"git_hosts"`
 	// ReadyTimeout is how long a template's ready command may keep failing.
 	ReadyTimeout Duration `toml:"ready_timeout"`
 	// Parallel is how many builds run at once.
@@ -144,7 +152,8 @@ func Default() Config {
 		DataDir: DefaultDataDir,
 		Listen:  DefaultListen,
 		Log:     Log{Level: "info", Format: "text"},
-		Build:   Build{CABundle: "auto", Timeout: Duration(30 * time.Minute), ReadyTimeout: Duration(5 * time.Minute), Parallel: 2, MaxContextMB: 2048},
+		Build: Build{CABundle: "auto", Timeout: Duration(30 * time.Minute), SourceTimeout: Duration(10 * time.Minute), RootfsTimeout: Duration(10 * time.Minute),
+			SnapshotTimeout: Duration(10 * time.Minute), ReadyTimeout: Duration(5 * time.Minute), Parallel: 2, MaxContextMB: 2048},
 		VM:      VM{QEMU: "qemu-system-x86_64", Accel: "auto"},
 		Network: defaultNetwork(),
 		Sandbox: Sandbox{DefaultTTL: Duration(kiln.DefaultTTL)},
@@ -249,8 +258,13 @@ func (c *Config) checkBuild() error {
 	if c.Build.MaxContextMB < 1 {
 		return invalid("build.max_context_mb", "must be at least 1")
 	}
-	if err := positive("build.ready_timeout", c.Build.ReadyTimeout); err != nil {
-		return err
+	for key, d := range map[string]Duration{
+		"build.ready_timeout": c.Build.ReadyTimeout, "build.source_timeout": c.Build.SourceTimeout,
+		"build.rootfs_timeout": c.Build.RootfsTimeout, "build.snapshot_timeout": c.Build.SnapshotTimeout,
+	} {
+		if err := positive(key, d); err != nil {
+			return err
+		}
 	}
 	return positive("build.timeout", c.Build.Timeout)
 }

@@ -23,7 +23,7 @@ func TestSampleFileShowsDefaults(t *testing.T) {
 	want := Default()
 	want.Build.Mirrors = map[string][]string{}
 	want.Build.Keyrings = map[string]string{}
-	want.Build.Layouts = []string{}
+	want.Build.Layouts, want.Build.GitHosts = []string{}, []string{}
 	want.Sizes = map[string]Size{}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("docs/kiln.toml differs from the defaults:\n got %+v\nwant %+v", got, want)

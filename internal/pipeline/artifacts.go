@@ -21,7 +21,10 @@ type built struct {
 type keys struct{ image, rootfs kiln.Digest }
 
 func (s *Service) keysOf(src kiln.Source, bases []kiln.BaseImage) keys {
-	image := s.opts.Images.Key(src, bases)
+	return s.rootfsKey(s.opts.Images.Key(src, bases))
+}
+
+func (s *Service) rootfsKey(image kiln.Digest) keys {
 	rootfs := kiln.NewKey(kiln.StageRootfs, 1).
 		Add("image", string(image)).
 		Add("format", strconv.Itoa(s.opts.Rootfs.FormatVersion())).
@@ -35,11 +38,10 @@ func (j *job) imageAndRootfs(ctx context.Context) error {
 	var found *built
 	var img *kiln.Image
 	err := j.step(ctx, kiln.StageImage, j.opts.Timeouts.Image, func(ctx context.Context, res *kiln.StageResult) (err error) {
-		if j.v.BaseImages, err = j.opts.Images.Resolve(ctx, j.src, j.progress); err != nil {
+		if k, res.Detail, err = j.resolve(ctx); err != nil {
 			return err
 		}
-		k = j.keysOf(j.src, j.v.BaseImages)
-		res.Key, res.Detail = k.image, "from "+names(j.v.BaseImages)
+		res.Key = k.image
 		if found, err = j.findBuilt(ctx, k.rootfs); err != nil || found != nil {
 			res.Cached = found != nil
 			return err
@@ -70,6 +72,17 @@ func (j *job) imageAndRootfs(ctx context.Context) error {
 	})
 }
 
+// resolve says what the image depends on, and in words what it is made from.
+func (j *job) resolve(ctx context.Context) (k keys, detail string, err error) {
+	if c := j.v.Options.Origin.Capture; c != nil {
+		return j.captureKeys(c, j.v.SourceDigest), "from sandbox " + c.Sandbox, nil
+	}
+	if j.v.BaseImages, err = j.opts.Images.Resolve(ctx, j.src, j.progress); err != nil {
+		return keys{}, "", err
+	}
+	return j.keysOf(j.src, j.v.BaseImages), "from " + names(j.v.BaseImages), nil
+}
+
 // findBuilt returns the root filesystem for a key if its file is there and undamaged, and
 // nil if it has to be made.
 func (j *job) findBuilt(ctx context.Context, key kiln.Digest) (*built, error) {
@@ -92,6 +105,9 @@ func (j *job) findBuilt(ctx context.Context, key kiln.Digest) (*built, error) {
 }
 
 func (j *job) buildImage(ctx context.Context) (*kiln.Image, error) {
+	if c := j.v.Options.Origin.Capture; c != nil {
+		return j.openCapture(c)
+	}
 	src, err := j.openWhole(ctx, filepath.Join(j.dir, "context"), j.v)
 	if err != nil {
 		return nil, err

@@ -124,7 +124,11 @@ func (s rootfsStage) Write(ctx context.Context, src kiln.EntrySource, dst string
 	if err != nil {
 		return kiln.Blob{}, nil, err
 	}
-	content := []byte(fmt.Sprintf("%s format %d", src.(*root).content, h.format))
+	var path string
+	for e := range src.Entries() {
+		path = e.Path
+	}
+	content := []byte(fmt.Sprintf("%s format %d", path, h.format))
 	if err := os.WriteFile(dst, content, 0o600); err != nil {
 		return kiln.Blob{}, nil, err
 	}

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"time"
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/artifact"
 	"github.com/kilnvm/kiln/internal/source"
+	"github.com/kilnvm/kiln/internal/source/git"
 	"github.com/kilnvm/kiln/internal/store"
 )
 
@@ -88,9 +90,15 @@ type Options struct {
 	MaxContextBytes int64
 	// Sizes are this server's.
 	Sizes kiln.SizeTable
+	// MaxCaptureBytes bounds the captured file system of a sandbox; 0 means 64 GiB.
+	MaxCaptureBytes int64
 	// Limits bound what a context unpacks to.
 	Limits source.Limits
-	Log    *slog.Logger // nil discards
+	// Git bounds what is fetched from git repositories. Its Limits are those above.
+	Git git.Options
+	// OpenRoot reads the archive of a captured file system. Required for captures.
+	OpenRoot func(*os.File) (kiln.EntrySource, error)
+	Log      *slog.Logger // nil discards
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -111,6 +119,13 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.MaxContextBytes <= 0 {
 		o.MaxContextBytes = 2 << 30
+	}
+	if o.MaxCaptureBytes <= 0 {
+		o.MaxCaptureBytes = 64 << 30
+	}
+	o.Git.Limits = o.Limits
+	if o.Git.MaxBytes == 0 {
+		o.Git.MaxBytes = o.MaxContextBytes
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

@@ -2,7 +2,6 @@ package pipeline
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -12,15 +11,21 @@ import (
 	"time"
 
 	"github.com/kilnvm/kiln"
-	"github.com/kilnvm/kiln/internal/artifact"
 	"github.com/kilnvm/kiln/internal/source"
 	"github.com/kilnvm/kiln/internal/store"
 )
 
 // NewTemplate asks for a template.
 type NewTemplate struct {
-	Name     string    // "" means the name in the metadata file
-	Context  io.Reader // a tar archive, plain or gzip
+	Name    string    // "" means the name in the metadata file
+	Context io.Reader // a tar archive, plain or gzip; nil with Git
+	// Git is where the context is to be fetched from, with GitCredentials if need be.
+	Git            *kiln.GitSource
+	GitCredentials kiln.GitCredentials
+	// Image says that Context is nothing but a FROM line with this image.
+	Image string
+	// Capture says that Context is the root filesystem of a sandbox.
+	Capture  *kiln.CaptureSource
 	Options  kiln.BuildOptions
 	Metadata kiln.Metadata // what is set here wins over the metadata file
 	// Replace makes the next version if the organisation has a template of that name.
@@ -33,7 +38,8 @@ type Rebuild struct {
 	NoCache  bool
 	Pull     bool
 	// Secrets are needed again, because those of earlier builds were not kept.
-	Secrets map[string][]byte
+	Secrets        map[string][]byte
+	GitCredentials kiln.GitCredentials // needed again, too
 }
 
 // Result is the answer to a request for a build.
@@ -60,27 +66,21 @@ func (s *Service) Create(ctx context.Context, orgID string, req NewTemplate) (_ 
 		}
 	}
 	s.beginUpload()
-	var blob kiln.Blob
-	kept := false
-	defer func() { s.endUpload(ctx, blob.Digest, kept) }()
-	if blob, err = s.opts.Blobs.IngestReader(ctx, req.Context, kiln.RoleSource, s.opts.MaxContextBytes); err != nil {
-		if errors.Is(err, artifact.ErrTooLarge) {
-			return nil, kiln.Errorf(kiln.CodeInvalid, "the build context is larger than %d MiB", s.opts.MaxContextBytes>>20).
-				WithHint("leave out what the build does not need with .dockerignore")
-		}
-		return nil, err
+	v := &kiln.Version{BuildID: kiln.NewID("build_"), CreatedAt: time.Now().UTC(), Options: req.Options}
+	v.Options.Origin = kiln.Origin{
+		Image: req.Image, Capture: req.Capture, Args: req.Options.Args, Target: req.Options.Target, Metadata: req.Metadata,
 	}
-	v := &kiln.Version{BuildID: kiln.NewID("build_"), CreatedAt: time.Now().UTC(), SourceBlob: blob.Digest, Options: req.Options}
+	kept := false
+	defer func() { s.endUpload(ctx, v.SourceBlob, kept) }()
 	dir, err := s.opts.Blobs.TempDir("request")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	src, err := s.openWhole(ctx, filepath.Join(dir, "context"), v)
+	src, err := s.receive(ctx, orgID, req, v, dir)
 	if err != nil {
 		return nil, err
 	}
-	v.SourceDigest, v.Options = src.Digest, src.Options
 	if v.Metadata, err = mergeMetadata(src.Metadata, req.Metadata); err != nil {
 		return nil, err
 	}
@@ -139,6 +139,9 @@ func (s *Service) Rebuild(ctx context.Context, orgID string, req Rebuild) (*Resu
 		return nil, kiln.Errorf(kiln.CodeForbidden, "template %q is built-in and rebuilt by the server only", t.Name)
 	}
 	old := t.Latest
+	if g := old.Options.Origin.Git; g != nil {
+		return s.rebuildGit(ctx, t, req)
+	}
 	v := &kiln.Version{
 		TemplateID: t.ID, BuildID: kiln.NewID("build_"), CreatedAt: time.Now().UTC(),
 		SourceBlob: old.SourceBlob, SourceDigest: old.SourceDigest, Options: old.Options, Metadata: old.Metadata,
@@ -149,7 +152,7 @@ func (s *Service) Rebuild(ctx context.Context, orgID string, req Rebuild) (*Resu
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	src, err := s.openRecipe(ctx, filepath.Join(dir, "recipe"), v)
+	src, err := s.readSource(ctx, filepath.Join(dir, "recipe"), v)
 	if err != nil {
 		return nil, err
 	}
@@ -214,14 +217,12 @@ func (s *Service) unchanged(ctx context.Context, t *kiln.Template, v *kiln.Versi
 	if err != nil || current.SourceDigest != v.SourceDigest || !reflect.DeepEqual(normal(current.Metadata), normal(v.Metadata)) {
 		return nil
 	}
-	resolveCtx, cancel := context.WithTimeout(ctx, resolveTime)
-	defer cancel()
-	bases, err := s.opts.Images.Resolve(resolveCtx, src, kiln.DiscardProgress)
+	k, _, err := s.inputs(ctx, v, src)
 	if err != nil {
 		return nil
 	}
 	var b built
-	ok, err := s.opts.Store.CachedStage(ctx, kiln.StageRootfs, s.keysOf(src, bases).rootfs, &b)
+	ok, err := s.opts.Store.CachedStage(ctx, kiln.StageRootfs, k.rootfs, &b)
 	if err != nil || !ok || b.Rootfs.Digest != current.Rootfs.Digest || s.opts.Blobs.Check(ctx, b.Rootfs) != nil {
 		return nil
 	}
@@ -233,6 +234,21 @@ func (s *Service) unchanged(ctx context.Context, t *kiln.Template, v *kiln.Versi
 		return nil
 	}
 	return current
+}
+
+// inputs returns the keys of the image and rootfs stages and the bases they stand for, as
+// they are now, if that can be told quickly.
+func (s *Service) inputs(ctx context.Context, v *kiln.Version, src kiln.Source) (keys, []kiln.BaseImage, error) {
+	if c := v.Options.Origin.Capture; c != nil {
+		return s.captureKeys(c, v.SourceDigest), nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, resolveTime)
+	defer cancel()
+	bases, err := s.opts.Images.Resolve(ctx, src, kiln.DiscardProgress)
+	if err != nil {
+		return keys{}, nil, err
+	}
+	return s.keysOf(src, bases), bases, nil
 }
 
 // normal makes metadata comparable: a value that came back from the database has nil

@@ -148,7 +148,7 @@ func tooLong(stage kiln.Stage, limit time.Duration) *kiln.BuildError {
 // sourceStage reads the recipe: what is needed to learn the base images and, with them,
 // whether anything has to be built at all.
 func (j *job) sourceStage(ctx context.Context, res *kiln.StageResult) error {
-	src, err := j.openRecipe(ctx, filepath.Join(j.dir, "recipe"), j.v)
+	src, err := j.readSource(ctx, filepath.Join(j.dir, "recipe"), j.v)
 	if err != nil {
 		return err
 	}
@@ -162,6 +162,15 @@ func (j *job) sourceStage(ctx context.Context, res *kiln.StageResult) error {
 		return err
 	}
 	return j.opts.Store.CacheStage(ctx, kiln.StageSource, src.Digest, true)
+}
+
+// readSource reads what there is to read before a version is built: a captured file system
+// has no recipe.
+func (s *Service) readSource(ctx context.Context, dir string, v *kiln.Version) (kiln.Source, error) {
+	if v.Options.Origin.Capture != nil {
+		return kiln.Source{Digest: v.SourceDigest, Options: v.Options}, nil
+	}
+	return s.openRecipe(ctx, dir, v)
 }
 
 // openRecipe unpacks the recipe of a version into the new folder dir. The digest is the
@@ -180,7 +189,7 @@ func (s *Service) openRecipe(ctx context.Context, dir string, v *kiln.Version) (
 		}
 	}
 	src.Digest = v.SourceDigest
-	return src, nil
+	return describe(src, v), nil
 }
 
 // openWhole unpacks the whole context into the new folder dir.
@@ -190,7 +199,12 @@ func (s *Service) openWhole(ctx context.Context, dir string, v *kiln.Version) (k
 	}); err != nil {
 		return kiln.Source{}, err
 	}
-	return source.Open(ctx, dir, v.Options)
+	src, err := source.Open(ctx, dir, v.Options)
+	if err != nil {
+		return kiln.Source{}, err
+	}
+	src.Digest = digestOf(v, src.Digest)
+	return describe(src, v), nil
 }
 
 func (s *Service) unpack(blob kiln.Digest, dir string, unpack func(*os.File) error) error {

@@ -21,6 +21,7 @@ import (
 	"github.com/kilnvm/kiln/internal/rootfs"
 	"github.com/kilnvm/kiln/internal/sandbox"
 	"github.com/kilnvm/kiln/internal/snapshot"
+	"github.com/kilnvm/kiln/internal/source/git"
 	"github.com/kilnvm/kiln/internal/store"
 	"github.com/kilnvm/kiln/internal/vmm"
 )
@@ -91,9 +92,17 @@ func startNode(ctx context.Context, opts Options, dir *dataDir, say func(string)
 	n.pipeline, err = pipeline.Start(ctx, pipeline.Options{
 		Store: n.store, Blobs: blobs, Images: n.images, Rootfs: rootfsStage{}, Snapshots: baker, Dir: dir.join("builds"),
 		Parallel: cfg.Build.Parallel, MaxContextBytes: int64(cfg.Build.MaxContextMB) << 20, Sizes: cfg.SizeTable(),
-		Timeouts: pipeline.Timeouts{Image: time.Duration(cfg.Build.Timeout)}, Log: opts.Log,
+		Timeouts: stageTimeouts(cfg.Build), Git: git.Options{Hosts: cfg.Build.GitHosts},
+		OpenRoot: func(f *os.File) (kiln.EntrySource, error) { return rootfs.FromTar(f) }, Log: opts.Log,
 	})
 	return n, err
+}
+
+func stageTimeouts(b config.Build) pipeline.Timeouts {
+	return pipeline.Timeouts{
+		Source: time.Duration(b.SourceTimeout), Image: time.Duration(b.Timeout),
+		Rootfs: time.Duration(b.RootfsTimeout), Snapshot: time.Duration(b.SnapshotTimeout),
+	}
 }
 
 func openStore(ctx context.Context, cfg config.Config, dir *dataDir) (*store.Store, error) {
