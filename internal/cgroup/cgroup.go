@@ -30,6 +30,22 @@ type Limits struct {
 	PIDs       int // processes and threads
 }
 
+// What a VMM may take beside its guest's memory and the threads of its virtual CPUs: its
+// own heap, translated code where it emulates, the page cache of its disks; threads that
+// do its input and output.
+const (
+	overheadMiB  = 256
+	overheadPIDs = 96
+)
+
+// For returns the limits of a VM of that size.
+func For(size kiln.Size) Limits {
+	return Limits{
+		CPUWeight: size.CPUWeight, CPUPercent: size.CPUPercent,
+		MemoryMiB: size.MemoryMiB + overheadMiB, PIDs: size.VCPUs + overheadPIDs,
+	}
+}
+
 // Usage is what a group has used.
 type Usage struct {
 	CPU    time.Duration

@@ -118,6 +118,17 @@ type VM struct {
 type Sandbox struct {
 	// MaxRunning bounds how many sandboxes live at once; 0 means no bound.
 	MaxRunning int `toml:"max_running"`
+	// MaxPerOrg bounds how many of them one organisation has; 0 means no bound.
+	MaxPerOrg int `toml:"max_per_org"`
+	// OrgLimits are other values of MaxPerOrg, by organisation.
+	OrgLimits map[string]int `toml:"org_limits"`
+	// Overcommit is how many times over the host's memory may be promised.
+	Overcommit float64 `toml:"overcommit"`
+	// ReserveMB of the host's memory, in MiB, are never given to sandboxes.
+	ReserveMB int `toml:"reserve_mb"`
+	// Cgroups says whether control groups bound the VMs: require, auto (where the host can)
+	// or off.
+	Cgroups string `toml:"cgroups"`
 	// DefaultTTL is the life of a sandbox whose request names none.
 	DefaultTTL Duration `toml:"default_ttl"`
 }
@@ -156,7 +167,7 @@ func Default() Config {
 			SnapshotTimeout: Duration(10 * time.Minute), ReadyTimeout: Duration(5 * time.Minute), Parallel: 2, MaxContextMB: 2048},
 		VM:      VM{QEMU: "qemu-system-x86_64", Accel: "auto"},
 		Network: defaultNetwork(),
-		Sandbox: Sandbox{DefaultTTL: Duration(kiln.DefaultTTL)},
+		Sandbox: Sandbox{Overcommit: 2, ReserveMB: 512, Cgroups: "auto", DefaultTTL: Duration(kiln.DefaultTTL)},
 		API:     API{RequestTimeout: Duration(30 * time.Second), ShutdownTimeout: Duration(20 * time.Second)},
 	}
 }
@@ -279,6 +290,9 @@ func (c *Config) checkVM() error {
 func (c *Config) checkLimits() error {
 	if c.Sandbox.MaxRunning < 0 {
 		return invalid("sandbox.max_running", "must not be negative")
+	}
+	if err := c.checkAdmission(); err != nil {
+		return err
 	}
 	if d := time.Duration(c.Sandbox.DefaultTTL); d <= 0 || d > kiln.MaxTTL {
 		return invalid("sandbox.default_ttl", "must lie between 0s and %v", kiln.MaxTTL)

@@ -57,3 +57,22 @@ func (c *Config) checkSizes() error {
 	}
 	return nil
 }
+
+func (c *Config) checkAdmission() error {
+	s := c.Sandbox
+	if s.MaxPerOrg < 0 {
+		return invalid("sandbox.max_per_org", "must not be negative")
+	}
+	for _, org := range slices.Sorted(maps.Keys(s.OrgLimits)) {
+		if s.OrgLimits[org] < 0 {
+			return invalid("sandbox.org_limits."+org, "must not be negative")
+		}
+	}
+	if s.Overcommit < 0.1 || s.Overcommit > 100 {
+		return invalid("sandbox.overcommit", "%g is not between 0.1 and 100", s.Overcommit)
+	}
+	if s.ReserveMB < 1 {
+		return invalid("sandbox.reserve_mb", "must be at least 1")
+	}
+	return oneOf("sandbox.cgroups", s.Cgroups, "require", "auto", "off")
+}

@@ -21,43 +21,80 @@ type admission struct {
 
 	mu       sync.Mutex
 	admitted int
+	byOrg    map[string]int
 	promised int // MiB
 }
 
 func newAdmission(limits Limits) *admission {
-	return &admission{limits: limits, memory: readHostMemory, starts: make(chan struct{}, limits.MaxStarting)}
+	return &admission{
+		limits: limits, memory: readHostMemory, starts: make(chan struct{}, limits.MaxStarting), byOrg: map[string]int{},
+	}
 }
 
-// reserve promises memory to a sandbox, or says why it cannot. What it returns gives the
-// promise back, once.
-func (a *admission) reserve(size kiln.Size) (release func(), err error) {
+// seat counts one more sandbox of an organisation, or says which limit forbids it. What it
+// returns gives the seat back, once.
+func (a *admission) seat(orgID string) (release func(), err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.limits.MaxRunning > 0 && a.admitted >= a.limits.MaxRunning {
+		return nil, kiln.Errorf(kiln.CodeLimit, "%d sandboxes are running on this server, which is its limit sandbox.max_running", a.admitted).
+			WithHint("destroy one, or have the limit raised in the server's configuration")
+	}
+	if limit := a.limits.ofOrg(orgID); limit > 0 && a.byOrg[orgID] >= limit {
+		return nil, kiln.Errorf(kiln.CodeLimit, "organisation %s has %d sandboxes, which is its limit sandbox.max_per_org", orgID, a.byOrg[orgID]).
+			WithHint("destroy one, or have the limit raised in the server's configuration")
+	}
+	a.admitted++
+	a.byOrg[orgID]++
+	return sync.OnceFunc(func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.admitted--
+		if a.byOrg[orgID]--; a.byOrg[orgID] == 0 {
+			delete(a.byOrg, orgID)
+		}
+	}), nil
+}
+
+// promise promises memory to a VM, or says why it cannot. What it returns gives the promise
+// back, once.
+func (a *admission) promise(size kiln.Size) (release func(), err error) {
 	host, err := a.memory()
 	if err != nil {
 		return nil, err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.limits.MaxRunning > 0 && a.admitted >= a.limits.MaxRunning {
-		return nil, kiln.Errorf(kiln.CodeExhausted, "%d sandboxes are running, which is the limit", a.admitted).
-			WithHint("destroy one, or raise max_running")
-	}
 	budget := int(a.limits.Overcommit * float64(host.totalMiB-a.limits.ReserveMiB))
+	const hint = "destroy a sandbox, choose a smaller size, or have sandbox.overcommit raised in the server's configuration"
 	if left := budget - a.promised; size.MemoryMiB > left {
-		return nil, kiln.Errorf(kiln.CodeExhausted, "%s needs %d MiB of memory; %d MiB of this host are not promised yet",
-			size.Name, size.MemoryMiB, max(0, left)).WithHint("destroy a sandbox or choose a smaller size")
+		return nil, kiln.Errorf(kiln.CodeExhausted, "%s needs %d MiB of memory; of the %d MiB that this host promises (sandbox.overcommit = %g) %d are left",
+			size.Name, size.MemoryMiB, budget, a.limits.Overcommit, max(0, left)).WithHint(hint)
 	}
 	if free := host.availableMiB - a.limits.ReserveMiB; size.MemoryMiB > free {
-		return nil, kiln.Errorf(kiln.CodeExhausted, "%s needs %d MiB of memory; %d MiB of this host are free",
-			size.Name, size.MemoryMiB, max(0, free)).WithHint("destroy a sandbox or choose a smaller size")
+		return nil, kiln.Errorf(kiln.CodeExhausted, "%s needs %d MiB of memory; %d MiB of this host are free, beside the %d MiB of sandbox.reserve_mb",
+			size.Name, size.MemoryMiB, max(0, free), a.limits.ReserveMiB).WithHint("destroy a sandbox or choose a smaller size")
 	}
-	a.admitted++
 	a.promised += size.MemoryMiB
 	return sync.OnceFunc(func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		a.admitted--
 		a.promised -= size.MemoryMiB
 	}), nil
+}
+
+// reserve takes a seat and a promise of memory.
+func (a *admission) reserve(orgID string, size kiln.Size) (release func(), err error) {
+	leave, err := a.seat(orgID)
+	if err != nil {
+		return nil, err
+	}
+	giveBack, err := a.promise(size)
+	if err != nil {
+		leave()
+		return nil, err
+	}
+	return func() { leave(); giveBack() }, nil
 }
 
 // begin waits for a turn to start a VM. What it returns ends the turn, once.

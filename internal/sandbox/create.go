@@ -36,7 +36,7 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (*kiln.Sandbox,
 // register admits a sandbox, writes its row and makes it known. The context it returns
 // ends with the request or when the box is destroyed.
 func (m *Manager) register(ctx context.Context, p *plan, req CreateRequest, now time.Time) (*box, context.Context, error) {
-	release, err := m.admission.reserve(p.size)
+	release, err := m.admission.reserve(req.OrgID, p.size)
 	if err != nil {
 		return nil, nil, err
 	}

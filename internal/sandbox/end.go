@@ -35,7 +35,7 @@ func (m *Manager) end(b *box, final kiln.SandboxStatus, reason string) {
 	if err := m.save(ctx, b); err != nil {
 		m.log.Error("sandbox is ending", "sandbox", b.id, "error", err)
 	}
-	if err := m.releaseAll(b); err != nil {
+	if err := m.releaseAll(ctx, b); err != nil {
 		final, reason = kiln.SandboxFailed, fmt.Sprintf("%s; not everything was released", reason)
 		m.log.Error("release sandbox", "sandbox", b.id, "error", err)
 	}
@@ -51,7 +51,7 @@ func (m *Manager) end(b *box, final kiln.SandboxStatus, reason string) {
 }
 
 // releaseAll gives back everything but the row, in the reverse order of acquisition.
-func (m *Manager) releaseAll(b *box) error {
+func (m *Manager) releaseAll(ctx context.Context, b *box) error {
 	b.mu.Lock()
 	machine, client, expiry, slot := b.machine, b.client, b.expiry, b.slot
 	b.mu.Unlock()
@@ -73,9 +73,7 @@ func (m *Manager) releaseAll(b *box) error {
 			errs = append(errs, fmt.Errorf("network: %w", err))
 		}
 	}
-	if err := os.RemoveAll(b.dir); err != nil {
-		errs = append(errs, err)
-	}
+	errs = append(errs, m.dropGroup(ctx, b.id), os.RemoveAll(b.dir))
 	b.release()
 	return errors.Join(errs...)
 }

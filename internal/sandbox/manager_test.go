@@ -344,10 +344,41 @@ func TestAdmission(t *testing.T) {
 	host.availableMiB = 50000
 	h.create(t, hello())
 	_, err = h.Create(t.Context(), hello())
-	wantCode(t, err, kiln.CodeExhausted)
-	if !strings.Contains(err.Error(), "limit") {
+	wantCode(t, err, kiln.CodeLimit)
+	if !strings.Contains(err.Error(), "max_running") {
 		t.Errorf("error %v does not name the limit", err)
 	}
+}
+
+func TestEveryOrganisationHasItsLimit(t *testing.T) {
+	h := newHost(t, func(o *Options) { o.Limits.MaxPerOrg = 2; o.Limits.OrgLimits = map[string]int{"small": 1, "free": 0} })
+	leave := map[string]func(){}
+	for _, tt := range []struct {
+		org  string
+		code kiln.ErrorCode
+	}{
+		{"a", ""}, {"a", ""}, {"a", kiln.CodeLimit}, {"b", ""},
+		{"small", ""}, {"small", kiln.CodeLimit},
+		{"free", ""}, {"free", ""}, {"free", ""},
+	} {
+		release, err := h.admission.seat(tt.org)
+		wantCode(t, err, tt.code)
+		if err == nil {
+			leave[tt.org] = release
+			t.Cleanup(release)
+			continue
+		}
+		if !strings.Contains(err.Error(), tt.org) || !strings.Contains(err.Error(), "max_per_org") {
+			t.Errorf("error %v names neither the organisation nor the limit", err)
+		}
+	}
+	leave["small"]()
+	leave["small"]() // once is enough
+	release, err := h.admission.seat("small")
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
 }
 
 func TestStartsWaitForTheirTurn(t *testing.T) {

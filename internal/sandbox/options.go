@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/cgroup"
 	"github.com/kilnvm/kiln/internal/network"
 	"github.com/kilnvm/kiln/internal/ready"
 	"github.com/kilnvm/kiln/internal/vmm"
@@ -46,6 +47,8 @@ type Options struct {
 	Dir    string
 	Sizes  kiln.SizeTable // this server's
 	Limits Limits
+	// Groups bounds what VMs take from the host; nil bounds nothing.
+	Groups *cgroup.Tree
 	// Ready bounds the template's own commands in a cold start.
 	Ready ready.Limits
 	Log   *slog.Logger // nil discards
@@ -56,6 +59,9 @@ type Limits struct {
 	DefaultTTL time.Duration // of a request that names none; kiln.DefaultTTL
 	MaxTTL     time.Duration // kiln.MaxTTL
 	MaxRunning int           // sandboxes alive at once; 0 means no bound
+	MaxPerOrg  int           // of one organisation; 0 means no bound
+	// OrgLimits are what MaxPerOrg is for some organisations; 0 means no bound for them.
+	OrgLimits map[string]int
 	// MaxStarting bounds simultaneous starts; others wait for their turn. More than the
 	// host has processors only makes each of them slower. Default: twice the processors.
 	MaxStarting int
@@ -108,4 +114,12 @@ func setDefault[T int | float64 | time.Duration](v *T, def T) {
 	if *v == 0 {
 		*v = def
 	}
+}
+
+// ofOrg returns how many sandboxes an organisation may have alive at once; 0 means no bound.
+func (l *Limits) ofOrg(orgID string) int {
+	if n, ok := l.OrgLimits[orgID]; ok {
+		return n
+	}
+	return l.MaxPerOrg
 }

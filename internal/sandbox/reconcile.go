@@ -27,7 +27,7 @@ func (m *Manager) Reconcile(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("reconcile sandbox %s: %w", s.ID, err))
 		}
 	}
-	return errors.Join(append(errs, m.sweep(ctx))...)
+	return errors.Join(append(errs, m.sweep(ctx), m.sweepGroups(ctx))...)
 }
 
 // reconcile ends what is left of one sandbox, its row last.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/artifact"
+	"github.com/kilnvm/kiln/internal/cgroup"
 	"github.com/kilnvm/kiln/internal/guest"
 	"github.com/kilnvm/kiln/internal/orphan"
 	"github.com/kilnvm/kiln/internal/ready"
@@ -176,6 +177,7 @@ func (m *Manager) config(b *box) vmm.Config {
 	return vmm.Config{
 		ID: b.id, Dir: b.dir, Boot: m.opts.Boot, Size: b.plan.size,
 		Rootfs: m.opts.Blobs.Path(b.plan.spec.Rootfs.Digest), Scratch: scratchIn(b.dir), Network: b.network(),
+		Confine: m.confine(b.id, cgroup.For(b.plan.size)),
 	}
 }
 

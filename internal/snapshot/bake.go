@@ -10,6 +10,7 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/artifact"
+	"github.com/kilnvm/kiln/internal/cgroup"
 	"github.com/kilnvm/kiln/internal/guest"
 	"github.com/kilnvm/kiln/internal/network"
 	"github.com/kilnvm/kiln/internal/ready"
@@ -211,8 +212,25 @@ func (k *bake) config(folder, disk string) vmm.Config {
 	return vmm.Config{
 		ID: filepath.Base(k.dir), Dir: k.path(folder), Boot: k.opts.Boot, Size: k.spec.Size,
 		Rootfs: k.opts.Blobs.Path(k.spec.Rootfs.Digest), Scratch: k.path(disk), Network: k.network(),
+		Confine: k.confine(),
 	}
 }
+
+// confine returns what puts a VMM of this bake into the bake's control group. A sweep finds
+// it by its name.
+func (k *bake) confine() func(pid int) error {
+	if k.opts.Groups == nil {
+		return nil
+	}
+	return func(pid int) error {
+		if err := k.opts.Groups.Make(k.group(), cgroup.For(k.spec.Size)); err != nil {
+			return err
+		}
+		return k.opts.Groups.Enter(k.group(), pid)
+	}
+}
+
+func (k *bake) group() string { return filepath.Base(k.dir) }
 
 // use makes machine the one that release kills.
 func (k *bake) use(machine vmm.Machine) { k.machine, k.client = machine, guest.New(machine.Dial) }
@@ -228,9 +246,18 @@ func (k *bake) stop() error {
 	return errors.Join(err, k.disconnect())
 }
 
+// releaseTimeout bounds the wait for a VMM's last threads.
+const releaseTimeout = 20 * time.Second
+
 // release ends what still runs and removes what is left of the files.
 func (k *bake) release() error {
-	return errors.Join(k.stop(), os.RemoveAll(k.dir))
+	err := k.stop()
+	if k.opts.Groups != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
+		defer cancel()
+		err = errors.Join(err, k.opts.Groups.Remove(ctx, k.group()))
+	}
+	return errors.Join(err, os.RemoveAll(k.dir))
 }
 
 // untilEnd runs f and gives it up at once when the VM ends by itself.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/cgroup"
 	"github.com/kilnvm/kiln/internal/network"
 	"github.com/kilnvm/kiln/internal/orphan"
 	"github.com/kilnvm/kiln/internal/ready"
@@ -42,7 +43,9 @@ type Options struct {
 	// SaveTimeout bounds quiesce, capture and trial; default 5 minutes.
 	SaveTimeout time.Duration
 	Ready       ready.Limits
-	Log         *slog.Logger // nil discards
+	// Groups bounds what VMs take from the host; nil bounds nothing. New empties it.
+	Groups *cgroup.Tree
+	Log    *slog.Logger // nil discards
 }
 
 // Baker makes golden snapshots. It is safe for concurrent use.
@@ -74,6 +77,11 @@ func New(ctx context.Context, opts Options) (*Baker, error) {
 	}
 	if err := sweep(ctx, opts.Dir); err != nil {
 		return nil, fmt.Errorf("snapshot: sweep %s: %w", opts.Dir, err)
+	}
+	if opts.Groups != nil {
+		if err := opts.Groups.Sweep(ctx); err != nil {
+			return nil, fmt.Errorf("snapshot: %w", err)
+		}
 	}
 	return &Baker{opts: opts}, nil
 }

@@ -36,6 +36,7 @@ type node struct {
 	network   *network.Pool // nil when it is switched off
 	sandboxes *sandbox.Manager
 	bakes     sync.WaitGroup
+	groups    groups
 }
 
 // startNode makes the parts in the order in which they need each other. say is told what
@@ -78,9 +79,12 @@ func startNode(ctx context.Context, opts Options, dir *dataDir, say func(string)
 	if n.network, err = newNetwork(ctx, opts, dir, n.store); err != nil {
 		return n, err
 	}
+	if n.groups, err = openGroups(cfg, opts.Log); err != nil {
+		return n, err
+	}
 	baker, err := snapshot.New(ctx, snapshot.Options{
-		Network: n.network,
-		Driver:  driver, Boot: bundle, Blobs: blobs, Dir: dir.join("bakes"),
+		Network: n.network, Groups: n.groups.bakes,
+		Driver: driver, Boot: bundle, Blobs: blobs, Dir: dir.join("bakes"),
 		Ready: ready.Limits{Ready: time.Duration(cfg.Build.ReadyTimeout)}, Log: opts.Log,
 	})
 	if err != nil {
@@ -165,7 +169,8 @@ func (n *node) newSandboxes(ctx context.Context, cfg config.Config, dir *dataDir
 		Driver:  driver, Boot: bundle, Store: n.store, Blobs: blobs, SnapshotKey: baker.Key, RequestBake: n.requestBake,
 		Dir:    dir.join("sandboxes"),
 		Sizes:  cfg.SizeTable(),
-		Limits: sandbox.Limits{DefaultTTL: time.Duration(cfg.Sandbox.DefaultTTL), MaxRunning: cfg.Sandbox.MaxRunning},
+		Limits: sandboxLimits(cfg),
+		Groups: n.groups.sandboxes,
 		Log:    n.log,
 	})
 	if err != nil {
@@ -210,6 +215,7 @@ func (n *node) close(ctx context.Context) error {
 	if n.images != nil {
 		errs = append(errs, n.images.Close())
 	}
+	n.groups.close()
 	if n.store != nil {
 		errs = append(errs, n.store.Close())
 	}
