@@ -14,7 +14,10 @@ import (
 )
 
 // Blobs is a directory of blobs. Its methods are safe for concurrent use, by one process.
-type Blobs struct{ dir string }
+type Blobs struct {
+	dir   string
+	holds holds
+}
 
 // Open prepares dir and removes what a crash left half written.
 func Open(dir string) (*Blobs, error) {
@@ -111,7 +114,7 @@ func (b *Blobs) IngestReader(ctx context.Context, r io.Reader, role string, limi
 		return kiln.Blob{}, err
 	}
 	blob := kiln.Blob{Digest: kiln.DigestFromHash(h), Size: n, Role: role}
-	return blob, b.publish(path, blob)
+	return blob, b.publish(ctx, path, blob)
 }
 
 // move publishes the file at path, by way of a copy if it lies on another file system.
@@ -124,7 +127,7 @@ func (b *Blobs) move(ctx context.Context, path string, blob kiln.Blob) error {
 		return fmt.Errorf("blobs: %w", err)
 	}
 	if here.Dev == there.Dev {
-		return b.publish(path, blob)
+		return b.publish(ctx, path, blob)
 	}
 	dir, err := b.TempDir("copy")
 	if err != nil {
@@ -135,7 +138,7 @@ func (b *Blobs) move(ctx context.Context, path string, blob kiln.Blob) error {
 	if err := CopySparse(ctx, home, path); err != nil {
 		return err
 	}
-	if err := b.publish(home, blob); err != nil {
+	if err := b.publish(ctx, home, blob); err != nil {
 		return err
 	}
 	if err := os.Remove(path); err != nil {
@@ -145,7 +148,8 @@ func (b *Blobs) move(ctx context.Context, path string, blob kiln.Blob) error {
 }
 
 // publish gives the file at path its name, in the order that the package promises.
-func (b *Blobs) publish(path string, blob kiln.Blob) error {
+func (b *Blobs) publish(ctx context.Context, path string, blob kiln.Blob) error {
+	b.holds.touch(ctx, blob.Digest)
 	fail := func(err error) error {
 		return fmt.Errorf("blob %s: %w", blob.Digest.Short(), diskFull(err))
 	}

@@ -20,6 +20,7 @@ const stampName = "user.kiln.verified"
 // read only if the file was modified since it was last found right. Size is always
 // compared. Where the file system keeps no extended attributes, it reads every time.
 func (b *Blobs) Check(ctx context.Context, blob kiln.Blob) error {
+	b.holds.touch(ctx, blob.Digest)
 	path := b.Path(blob.Digest)
 	info, err := os.Stat(path)
 	if err != nil {

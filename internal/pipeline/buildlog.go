@@ -57,6 +57,23 @@ func newBuildLogs(dir string) (*buildLogs, error) {
 
 func (l *buildLogs) path(buildID string) string { return filepath.Join(l.dir, buildID+".log") }
 
+// LogSize returns how many bytes the log of a build takes on disk; 0 if there is none.
+func (s *Service) LogSize(buildID string) int64 {
+	info, err := os.Stat(s.logs.path(buildID))
+	if err != nil {
+		return 0
+	}
+	return info.Size()
+}
+
+// DropLog removes the log of a build that has ended. It is no error if there is none.
+func (s *Service) DropLog(buildID string) error {
+	if err := os.Remove(s.logs.path(buildID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("build log: %w", err)
+	}
+	return nil
+}
+
 // feed returns the feed of a build, making it if need be. Whoever finds that the build
 // has ended must call end, or the feed stays for ever.
 func (l *buildLogs) feed(buildID string) *feed {

@@ -65,6 +65,8 @@ func (s *Service) Create(ctx context.Context, orgID string, req NewTemplate) (_ 
 			return nil, err
 		}
 	}
+	ctx, release := s.opts.Blobs.Hold(ctx)
+	defer release()
 	s.beginUpload()
 	v := &kiln.Version{BuildID: kiln.NewID("build_"), CreatedAt: time.Now().UTC(), Options: req.Options}
 	v.Options.Origin = kiln.Origin{
@@ -139,6 +141,10 @@ func (s *Service) Rebuild(ctx context.Context, orgID string, req Rebuild) (*Resu
 		return nil, kiln.Errorf(kiln.CodeForbidden, "template %q is built-in and rebuilt by the server only", t.Name)
 	}
 	old := t.Latest
+	// Another rebuild may end its being the newest while this one reads it.
+	ctx, release := s.opts.Blobs.Hold(ctx)
+	defer release()
+	s.opts.Blobs.Touch(ctx, old.SourceBlob)
 	if g := old.Options.Origin.Git; g != nil {
 		return s.rebuildGit(ctx, t, req)
 	}

@@ -29,6 +29,9 @@ type job struct {
 func (s *Service) run(buildID string) {
 	ctx, cancel := context.WithCancelCause(s.ctx)
 	defer cancel(nil)
+	// What the build takes or makes stays until its end is stored.
+	ctx, release := s.opts.Blobs.Hold(ctx)
+	defer release()
 	// Registered before the claim: a cancellation either finds the build here or finds it
 	// still pending and fails it there.
 	s.mu.Lock()

@@ -27,6 +27,9 @@ type bake struct {
 	err     error
 	waiters int
 	cancel  context.CancelCauseFunc
+	// release lets go of the blobs that were made, when the last waiter has stored that
+	// it has them.
+	release func()
 }
 
 func newBakes(ctx context.Context, opts Options) *bakes {
@@ -53,6 +56,8 @@ func (b *bakes) find(ctx context.Context, key kiln.Digest) (kiln.Snapshot, bool,
 // ensure returns the snapshot of a version at a size, baking it if need be, and records
 // that the version has it.
 func (b *bakes) ensure(ctx context.Context, v *kiln.Version, size kiln.Size, progress kiln.Progress) (_ kiln.Snapshot, cached bool, err error) {
+	ctx, release := b.opts.Blobs.Hold(ctx)
+	defer release()
 	spec := v.VMSpec(size)
 	key := b.opts.Snapshots.Key(spec)
 	snap, cached, err := b.find(ctx, key)
@@ -60,20 +65,24 @@ func (b *bakes) ensure(ctx context.Context, v *kiln.Version, size kiln.Size, pro
 		return kiln.Snapshot{}, false, err
 	}
 	if !cached {
-		if snap, err = b.join(ctx, key, spec, progress); err != nil {
+		var leave func()
+		if snap, leave, err = b.join(ctx, key, spec, progress); err != nil {
 			return kiln.Snapshot{}, false, err
 		}
+		defer leave()
 	}
 	return snap, cached, b.opts.Store.PutSnapshot(ctx, v.TemplateID, v.Number, snap)
 }
 
-// join waits for the bake of key, starting it if nobody has.
-func (b *bakes) join(ctx context.Context, key kiln.Digest, spec kiln.VMSpec, progress kiln.Progress) (kiln.Snapshot, error) {
+// join waits for the bake of key, starting it if nobody has. The files stay at least until
+// the caller leaves.
+func (b *bakes) join(ctx context.Context, key kiln.Digest, spec kiln.VMSpec, progress kiln.Progress) (_ kiln.Snapshot, leave func(), err error) {
 	b.mu.Lock()
 	k := b.byID[key]
 	if k == nil {
 		bakeCtx, cancel := context.WithCancelCause(b.ctx)
-		k = &bake{done: make(chan struct{}), cancel: cancel}
+		bakeCtx, release := b.opts.Blobs.Hold(bakeCtx)
+		k = &bake{done: make(chan struct{}), cancel: cancel, release: release}
 		b.byID[key] = k
 		b.all.Go(func() { b.run(bakeCtx, k, key, spec, progress) })
 	} else {
@@ -84,23 +93,35 @@ func (b *bakes) join(ctx context.Context, key kiln.Digest, spec kiln.VMSpec, pro
 
 	select {
 	case <-k.done:
-		return k.snap, k.err
+		if k.err != nil {
+			b.leave(k, key)
+			return kiln.Snapshot{}, nil, k.err
+		}
+		return k.snap, func() { b.leave(k, key) }, nil
 	case <-ctx.Done():
 	}
-	b.mu.Lock()
-	k.waiters--
-	last := k.waiters == 0
-	if last && b.byID[key] == k {
-		delete(b.byID, key) // whoever comes now starts afresh
-	}
-	b.mu.Unlock()
-	if last {
+	if b.leave(k, key) {
 		// Nobody wants it any more. It is waited for, so that what it took is released
 		// when the caller says that the build has ended.
 		k.cancel(context.Cause(ctx))
 		<-k.done
 	}
-	return kiln.Snapshot{}, fmt.Errorf("snapshot: %w", context.Cause(ctx))
+	return kiln.Snapshot{}, nil, fmt.Errorf("snapshot: %w", context.Cause(ctx))
+}
+
+// leave takes one waiter from a bake and reports whether it was the last.
+func (b *bakes) leave(k *bake, key kiln.Digest) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	k.waiters--
+	if k.waiters > 0 {
+		return false
+	}
+	if b.byID[key] == k {
+		delete(b.byID, key) // whoever comes now starts afresh
+	}
+	k.release()
+	return true
 }
 
 func (b *bakes) run(ctx context.Context, k *bake, key kiln.Digest, spec kiln.VMSpec, progress kiln.Progress) {

@@ -23,6 +23,8 @@ type Blobs interface {
 	// Check makes sure that a blob is there and is what its name promises. It is called
 	// before every use, so it reads only what it has reason to doubt.
 	Check(ctx context.Context, b kiln.Blob) error
+	// Hold returns a context under which every blob that is checked stays until release.
+	Hold(ctx context.Context) (_ context.Context, release func())
 }
 
 // Options is what a manager is made of. Driver, Boot, Store, Blobs, SnapshotKey and Dir

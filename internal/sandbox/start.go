@@ -28,6 +28,9 @@ func (m *Manager) start(ctx context.Context, b *box, requested time.Time) error 
 		return err
 	}
 	defer done()
+	// Until the VM has them open.
+	ctx, release := m.opts.Blobs.Hold(ctx)
+	defer release()
 
 	if err := os.Mkdir(b.dir, 0o700); err != nil {
 		return fmt.Errorf("folder: %w", err)
