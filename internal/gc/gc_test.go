@@ -146,7 +146,9 @@ func (w *world) run(t *testing.T, dry bool) gc.Report {
 	return r
 }
 
-func template(name string) *kiln.Template { return &kiln.Template{ID: kiln.NewTemplateID(), OrgID: "o", Name: name} }
+func template(name string) *kiln.Template {
+	return &kiln.Template{ID: kiln.NewTemplateID(), OrgID: "o", Name: name}
+}
 
 func TestPolicy(t *testing.T) {
 	w := newWorld(t, 2)
