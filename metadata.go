@@ -25,6 +25,8 @@ type Metadata struct {
 	// Init is what runs as process 1: "" for Kiln's daemon, [InitSystemd] for the
 	// image's own systemd with the daemon as one of its services.
 	Init string `json:"init,omitempty"`
+	// Smoke is a shell command that succeeds in a sandbox if the template is good.
+	Smoke string `json:"smoke,omitempty"`
 	// DiskMB is the size of the writable scratch disk in MiB; 0 means [DefaultDiskMB].
 	DiskMB int           `json:"disk_mb,omitempty"`
 	Build  MetadataBuild `json:"build,omitzero"`

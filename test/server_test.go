@@ -73,7 +73,7 @@ func (s *server) start() {
 		s.t.Fatal(err)
 	}
 	s.log = log
-	s.cmd = exec.Command(filepath.Join(s.bin, "kiln"), "serve", "--data-dir", s.dataDir, "--listen", "127.0.0.1:0", "--config", config)
+	s.cmd = exec.Command(filepath.Join(s.bin, "kiln"), "serve", "--data-dir", s.dataDir, "--listen", "127.0.0.1:0", "--config", config, "--no-catalog-builds")
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.cmd.Env = s.env()
 	if err := s.cmd.Start(); err != nil {

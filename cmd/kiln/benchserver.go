@@ -65,7 +65,7 @@ func (a *app) startBenchServer(ctx context.Context, dir string) (stop func() err
 	}
 	defer log.Close()
 	a.dataDir, a.serverURL, a.token = filepath.Join(dir, "data"), "", ""
-	cmd := exec.Command(self, "serve", "--data-dir", a.dataDir, "--listen", "127.0.0.1:0") //nolint:noctx // it ends in order, by signal
+	cmd := exec.Command(self, "serve", "--data-dir", a.dataDir, "--listen", "127.0.0.1:0", "--no-catalog-builds") //nolint:noctx // it ends in order, by signal
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt from the terminal must not overtake us
 	if err := cmd.Start(); err != nil {

@@ -80,14 +80,25 @@ kiln-template.toml lies beside it; .dockerignore is honoured. --context names an
 
 func (a *app) templatesBuild() *cobra.Command {
 	var f buildFlags
+	var builtIn string
 	cmd := &cobra.Command{
-		Use:   "build NAME DIR | NAME --repo URL | NAME --image IMAGE",
+		Use:   "build NAME DIR | NAME --repo URL | NAME --image IMAGE | --builtin NAME",
 		Short: "Build a template from a folder with a Dockerfile, a git repository or an image, and wait",
 		Long: `Build a template from a folder with a Dockerfile, a git repository or an existing image,
 show the build and wait for its end. If the template exists, its next version is built;
-until that is ready the old one serves. Interrupting the command cancels the build.`,
-		Args: cobra.RangeArgs(1, 2),
+until that is ready the old one serves. Interrupting the command cancels the build.
+
+--builtin builds a built-in template now rather than on its first use.`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if builtIn != "" {
+				return cobra.NoArgs(cmd, args)
+			}
+			return cobra.RangeArgs(1, 2)(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if builtIn != "" {
+				return a.buildBuiltIn(cmd.Context(), builtIn)
+			}
 			remote, err := f.from.remote(len(args) == 2)
 			if err != nil {
 				return err
@@ -103,6 +114,7 @@ until that is ready the old one serves. Interrupting the command cancels the bui
 		},
 	}
 	f.add(cmd)
+	cmd.Flags().StringVar(&builtIn, "builtin", "", "name of a built-in template")
 	return cmd
 }
 

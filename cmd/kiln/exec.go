@@ -64,7 +64,7 @@ func (a *app) runOnce(ctx context.Context, req api.CreateSandboxRequest, e execF
 	if !keep {
 		return a.withSandbox(ctx, req, func(sb *api.Sandbox) error { return a.exec(ctx, c, sb.ID, e, nil, args) })
 	}
-	sb, err := c.CreateSandbox(ctx, req)
+	sb, err := a.createSandbox(ctx, c, req)
 	if err != nil {
 		return err
 	}

@@ -76,7 +76,7 @@ func (a *app) sandboxCreate() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			sb, err := c.CreateSandbox(cmd.Context(), req)
+			sb, err := a.createSandbox(cmd.Context(), c, req)
 			if err != nil {
 				return err
 			}
@@ -222,7 +222,7 @@ func (a *app) withSandbox(ctx context.Context, req api.CreateSandboxRequest, use
 	if err != nil {
 		return err
 	}
-	sb, err := c.CreateSandbox(ctx, req)
+	sb, err := a.createSandbox(ctx, c, req)
 	if err != nil {
 		return err
 	}

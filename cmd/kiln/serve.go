@@ -14,6 +14,7 @@ import (
 
 func (a *app) serveCommand() *cobra.Command {
 	var configFile, listen string
+	var noCatalogBuilds bool
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the server: control plane and node in one process",
@@ -29,6 +30,9 @@ docs/kiln.toml is an annotated configuration file.`,
 			if listen != "" {
 				cfg.Listen = listen
 			}
+			if noCatalogBuilds {
+				cfg.Catalog.Build = nil
+			}
 			if err := cfg.Validate(); err != nil {
 				return err
 			}
@@ -36,6 +40,7 @@ docs/kiln.toml is an annotated configuration file.`,
 		},
 	}
 	cmd.Flags().StringVar(&configFile, "config", "", "configuration file")
+	cmd.Flags().BoolVar(&noCatalogBuilds, "no-catalog-builds", false, "build every built-in template on its first use only")
 	cmd.Flags().StringVar(&listen, "listen", "", "HOST:PORT of the API (default "+config.DefaultListen+")")
 	return cmd
 }

@@ -16,7 +16,7 @@ func (a *app) templatesCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "templates", Aliases: []string{"template"}, Short: "Build and manage templates"}
 	cmd.AddCommand(
 		a.templatesCreate(), a.templatesBuild(), a.templatesRebuild(), a.templatesList(), a.templatesShow(), a.templatesLogs(),
-		a.templatesDiff(), a.templatesCancel(), a.templatesDelete(),
+		a.templatesDiff(), a.templatesCancel(), a.templatesDelete(), a.templatesSmoke(),
 	)
 	return cmd
 }

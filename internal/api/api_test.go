@@ -280,6 +280,7 @@ func TestTemplateRoutes(t *testing.T) {
 		{"GET", "/v1/templates/hello", "", 200, `"versions":[{`},
 		{"GET", "/v1/templates/nope", "", 404, `{"error":"template \"nope\" not found","code":"not_found"}`},
 		{"POST", "/v1/templates/hello/rebuild", "", 202, `"version":2`},
+		{"POST", "/v1/catalog/hello/build", "", 202, `"unchanged":true`},
 		{"POST", "/v1/templates/hello/rebuild", `{"no_cache":true}`, 202, `"version":3`},
 		{"GET", "/v1/templates/builds", "", 200, `[{"id":"bldhello3"`},
 		{"GET", "/v1/templates/builds/bldhello3", "", 200, `"status":"queued"`},

@@ -90,6 +90,16 @@ func (f *fakeTemplates) Rebuild(_ context.Context, _ string, req NewVersion) (Qu
 	return Queued{Template: t, Version: t.Latest}, nil
 }
 
+func (f *fakeTemplates) BuildBuiltIn(_ context.Context, name string) (Queued, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	t, err := f.find(name)
+	if err != nil {
+		return Queued{}, err
+	}
+	return Queued{Template: t, Version: t.Latest, Unchanged: true}, nil
+}
+
 func (f *fakeTemplates) find(name string) (*kiln.Template, error) {
 	if t := f.byName[name]; t != nil {
 		return t, nil

@@ -20,6 +20,8 @@ type Templates interface {
 	Create(ctx context.Context, orgID string, req NewTemplate) (Queued, error)
 	// Rebuild queues the next version from the context and options of the newest one.
 	Rebuild(ctx context.Context, orgID string, req NewVersion) (Queued, error)
+	// BuildBuiltIn builds a built-in template now if its newest version is not ready.
+	BuildBuiltIn(ctx context.Context, name string) (Queued, error)
 	List(ctx context.Context, orgID string) ([]*kiln.Template, error)
 	// Get returns a template and its versions, newest first.
 	Get(ctx context.Context, orgID, ref string) (*kiln.Template, []*kiln.Version, error)
@@ -188,6 +190,10 @@ func (s *Server) registerTemplates() {
 		Summary: "Build the next version from the same source", DefaultStatus: http.StatusAccepted,
 	}, unbounded: true}, s.rebuildTemplate)
 	register(s, route{Operation: huma.Operation{
+		OperationID: "buildBuiltIn", Method: http.MethodPost, Path: "/v1/catalog/{name}/build", Tags: tags,
+		Summary: "Build a built-in template now, not on its first use", DefaultStatus: http.StatusAccepted,
+	}}, s.buildBuiltIn)
+	register(s, route{Operation: huma.Operation{
 		OperationID: "buildTemplate", Method: http.MethodPost, Path: "/v1/templates/build", Tags: tags,
 		Summary:       "Create a template from a Dockerfile, a git repository, an image or a root filesystem; with replace, its next version",
 		DefaultStatus: http.StatusAccepted,
@@ -225,6 +231,14 @@ func (s *Server) getTemplate(ctx context.Context, in *TemplateName) (*templateOu
 
 func (s *Server) deleteTemplate(ctx context.Context, in *TemplateName) (*struct{}, error) {
 	return nil, s.opts.Templates.Delete(ctx, orgOf(ctx), in.Name)
+}
+
+func (s *Server) buildBuiltIn(ctx context.Context, in *TemplateName) (*buildOutput, error) {
+	queued, err := s.opts.Templates.BuildBuiltIn(ctx, in.Name)
+	if err != nil {
+		return nil, err
+	}
+	return queued.output(), nil
 }
 
 func (s *Server) rebuildTemplate(ctx context.Context, in *rebuildInput) (*buildOutput, error) {

@@ -17,6 +17,7 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/catalog"
 )
 
 // Defaults that the CLI needs too, to find a server without configuration.
@@ -34,6 +35,7 @@ type Config struct {
 	Domain string `toml:"domain"`
 
 	Log     Log     `toml:"log"`
+	Catalog Catalog `toml:"catalog"`
 	Store   Store   `toml:"store"`
 	Build   Build   `toml:"build"`
 	VM      VM      `toml:"vm"`
@@ -56,6 +58,13 @@ type Store struct {
 	// URL of a PostgreSQL database, with a password if it needs one. Empty means SQLite
 	// in the data directory.
 	URL string `toml:"url"`
+}
+
+// Catalog configures the built-in templates.
+type Catalog struct {
+	// Build names those that are built when the server starts. The others are built on
+	// their first use.
+	Build []string `toml:"build"`
 }
 
 // Build configures the source, image and rootfs stages.
@@ -163,6 +172,7 @@ func Default() Config {
 		DataDir: DefaultDataDir,
 		Listen:  DefaultListen,
 		Log:     Log{Level: "info", Format: "text"},
+		Catalog: Catalog{Build: []string{"python", "node", "go", "blank"}},
 		Build: Build{CABundle: "auto", Timeout: Duration(30 * time.Minute), SourceTimeout: Duration(10 * time.Minute), RootfsTimeout: Duration(10 * time.Minute),
 			SnapshotTimeout: Duration(10 * time.Minute), ReadyTimeout: Duration(5 * time.Minute), Parallel: 2, MaxContextMB: 2048},
 		VM:      VM{QEMU: "qemu-system-x86_64", Accel: "auto"},
@@ -198,7 +208,9 @@ func Load(path string) (Config, error) {
 // Validate checks every setting and returns the first fault as a *kiln.Error that names
 // the key.
 func (c *Config) Validate() error {
-	for _, check := range []func() error{c.checkPaths, c.checkListen, c.checkLog, c.checkStore, c.checkBuild, c.checkVM, c.checkSizes, c.checkLimits, c.checkNetwork} {
+	for _, check := range []func() error{
+		c.checkPaths, c.checkListen, c.checkLog, c.checkStore, c.checkCatalog, c.checkBuild, c.checkVM, c.checkSizes, c.checkLimits, c.checkNetwork,
+	} {
 		if err := check(); err != nil {
 			return err
 		}
@@ -255,6 +267,15 @@ func (c *Config) checkStore() error {
 	// The value is not repeated: it may hold a password.
 	if u, err := url.Parse(c.Store.URL); err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
 		return invalid("store.url", "is not a URL like postgres://user@host/database")
+	}
+	return nil
+}
+
+func (c *Config) checkCatalog() error {
+	for _, name := range c.Catalog.Build {
+		if err := oneOf("catalog.build", name, catalog.Names()...); err != nil {
+			return err
+		}
 	}
 	return nil
 }

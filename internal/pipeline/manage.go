@@ -52,8 +52,12 @@ func (s *Service) Build(ctx context.Context, orgID, buildID string) (*kiln.Templ
 // Cancel stops a queued or running build. It returns at once; Wait tells when the build
 // has ended and everything it held is released. A build that has ended is a conflict.
 func (s *Service) Cancel(ctx context.Context, orgID, buildID string) error {
-	if _, _, err := s.Build(ctx, orgID, buildID); err != nil {
+	t, _, err := s.Build(ctx, orgID, buildID)
+	if err != nil {
 		return err
+	}
+	if t.BuiltIn && orgID != "" {
+		return kiln.Errorf(kiln.CodeForbidden, "template %q is built-in: its builds serve everybody and cannot be cancelled", t.Name)
 	}
 	stopped, err := s.opts.Store.CancelBuild(ctx, buildID, cancelled(kiln.StageSource))
 	if err != nil {

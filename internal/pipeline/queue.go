@@ -121,10 +121,16 @@ func (q *queue) stop(ctx context.Context) error {
 	return nil
 }
 
+// Priorities of builds; the lower number goes first.
+const (
+	wanted    = river.PriorityDefault     // somebody asked for it
+	unhurried = river.PriorityDefault + 2 // nobody has yet
+)
+
 // insert returns a function that queues a build within a transaction of the store.
-func (q *queue) insert(buildID string, after time.Duration) store.TxFunc {
+func (q *queue) insert(buildID string, priority int, after time.Duration) store.TxFunc {
 	return func(ctx context.Context, tx *sql.Tx) error {
-		opts := &river.InsertOpts{Queue: queueName}
+		opts := &river.InsertOpts{Queue: queueName, Priority: priority}
 		if after > 0 {
 			opts.ScheduledAt = time.Now().Add(after)
 		}

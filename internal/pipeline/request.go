@@ -59,7 +59,12 @@ const resolveTime = 5 * time.Second
 // Create stores the source and queues version 1 of a new template, or with Replace the
 // next version of an existing one. Mistakes that can be seen without building are
 // reported at once, and then nothing is left behind.
-func (s *Service) Create(ctx context.Context, orgID string, req NewTemplate) (_ *Result, err error) {
+func (s *Service) Create(ctx context.Context, orgID string, req NewTemplate) (*Result, error) {
+	return s.create(ctx, orgID, req, false)
+}
+
+// create is Create; a deferred version stays off the queue until somebody asks for it.
+func (s *Service) create(ctx context.Context, orgID string, req NewTemplate, deferred bool) (_ *Result, err error) {
 	if req.Name != "" {
 		if err := kiln.CheckTemplateName(req.Name); err != nil {
 			return nil, err
@@ -93,7 +98,7 @@ func (s *Service) Create(ctx context.Context, orgID string, req NewTemplate) (_ 
 		return nil, err
 	}
 	v.Metadata.Name = req.Name
-	res, err := s.createOrReplace(ctx, orgID, req, v, src)
+	res, err := s.createOrReplace(ctx, orgID, req, v, src, deferred)
 	if err != nil {
 		return nil, err
 	}
@@ -102,11 +107,11 @@ func (s *Service) Create(ctx context.Context, orgID string, req NewTemplate) (_ 
 	return res, nil
 }
 
-func (s *Service) createOrReplace(ctx context.Context, orgID string, req NewTemplate, v *kiln.Version, src kiln.Source) (*Result, error) {
+func (s *Service) createOrReplace(ctx context.Context, orgID string, req NewTemplate, v *kiln.Version, src kiln.Source, deferred bool) (*Result, error) {
 	if req.Replace {
 		t, err := s.opts.Store.FindTemplate(ctx, orgID, req.Name)
-		if err == nil && !t.BuiltIn {
-			return s.nextVersion(ctx, t, v, src)
+		if err == nil && t.OrgID == orgID {
+			return s.nextVersion(ctx, t, v, src, deferred)
 		}
 		if err != nil && kiln.CodeOf(err) != kiln.CodeNotFound {
 			return nil, err
@@ -119,7 +124,7 @@ func (s *Service) createOrReplace(ctx context.Context, orgID string, req NewTemp
 		CreatedAt: now, UpdatedAt: now,
 	}
 	v.TemplateID = t.ID
-	err := s.enqueue(v, func(b store.Build, also store.TxFunc) error { return s.opts.Store.CreateTemplate(ctx, t, v, b, also) })
+	err := s.enqueue(v, deferred, func(b store.Build, also store.TxFunc) error { return s.opts.Store.CreateTemplate(ctx, t, v, b, also) })
 	if err != nil {
 		return nil, err
 	}
@@ -162,17 +167,17 @@ func (s *Service) Rebuild(ctx context.Context, orgID string, req Rebuild) (*Resu
 	if err != nil {
 		return nil, err
 	}
-	return s.nextVersion(ctx, t, v, src)
+	return s.nextVersion(ctx, t, v, src, false)
 }
 
 // nextVersion queues v as the next version of t unless it would equal the promoted one.
-func (s *Service) nextVersion(ctx context.Context, t *kiln.Template, v *kiln.Version, src kiln.Source) (*Result, error) {
+func (s *Service) nextVersion(ctx context.Context, t *kiln.Template, v *kiln.Version, src kiln.Source, deferred bool) (*Result, error) {
 	v.TemplateID = t.ID
 	s.keepBase(ctx, t, v, &src)
 	if current := s.unchanged(ctx, t, v, src); current != nil {
 		return &Result{Template: t, Version: current, Unchanged: true}, nil
 	}
-	err := s.enqueue(v, func(b store.Build, also store.TxFunc) error { return s.opts.Store.CreateVersion(ctx, v, b, also) })
+	err := s.enqueue(v, deferred, func(b store.Build, also store.TxFunc) error { return s.opts.Store.CreateVersion(ctx, v, b, also) })
 	if err != nil {
 		return nil, err
 	}
@@ -197,19 +202,23 @@ func (s *Service) keepBase(ctx context.Context, t *kiln.Template, v *kiln.Versio
 }
 
 // enqueue calls insert with what has to happen in the transaction that stores v.
-func (s *Service) enqueue(v *kiln.Version, insert func(store.Build, store.TxFunc) error) error {
+func (s *Service) enqueue(v *kiln.Version, deferred bool, insert func(store.Build, store.TxFunc) error) error {
 	if len(v.Options.Secrets) > 0 {
 		s.mu.Lock()
 		s.secrets[v.BuildID] = maps.Clone(v.Options.Secrets)
 		s.mu.Unlock()
 	}
-	s.logs.feed(v.BuildID)
-	b := store.Build{Node: s.opts.Node, NeedsSecrets: len(v.Options.Secrets) > 0}
-	if err := insert(b, s.queue.insert(v.BuildID, 0)); err != nil {
+	if !deferred {
+		s.logs.feed(v.BuildID)
+	}
+	b := store.Build{Node: s.opts.Node, NeedsSecrets: len(v.Options.Secrets) > 0, Deferred: deferred}
+	if err := insert(b, s.queue.insert(v.BuildID, wanted, 0)); err != nil {
 		s.forget(v.BuildID)
 		return err
 	}
-	s.queue.wake()
+	if !deferred {
+		s.queue.wake()
+	}
 	return nil
 }
 

@@ -37,6 +37,8 @@ type Service struct {
 	secrets map[string]map[string][]byte       // of builds that have not ended, by ID
 	uploads int                                // requests that may be about to use a source blob
 	orphans map[kiln.Digest]bool               // source blobs that may be unused
+
+	background sync.WaitGroup // builds of built-in templates in their turn
 }
 
 // Start takes up what an earlier server left unfinished and starts to work on the queue.
@@ -105,13 +107,14 @@ func (s *Service) recoverBuild(ctx context.Context, id string) error {
 		})
 	}
 	s.logs.feed(id)
-	return s.opts.Store.RequeueBuild(ctx, id, false, s.queue.insert(id, 0))
+	return s.opts.Store.RequeueBuild(ctx, id, false, s.queue.insert(id, wanted, 0))
 }
 
 // Close stops running builds, which go on after the next Start, and waits for them.
 func (s *Service) Close(ctx context.Context) error {
 	s.stop(errShutdown)
 	err := s.queue.stop(ctx)
+	s.background.Wait() // it ends with s.ctx
 	return errors.Join(err, s.bakes.wait(ctx))
 }
 

@@ -53,7 +53,7 @@ func (j *job) outcome(ctx context.Context, err error) (record func(context.Conte
 		pause := j.opts.RetryAfter << (j.attempt - 1)
 		log.Error("build failed through a fault of ours and is tried again", "attempt", j.attempt, "after", pause, "error", err)
 		return func(ctx context.Context) error {
-			return j.opts.Store.RequeueBuild(ctx, id, false, j.queue.insert(id, pause))
+			return j.opts.Store.RequeueBuild(ctx, id, false, j.queue.insert(id, wanted, pause))
 		}, false
 	}
 	log.Info("build failed", "error", err)

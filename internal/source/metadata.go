@@ -131,6 +131,8 @@ func (p *metadataParser) field(name string, v value) error {
 		return v.text(&m.PostRestore)
 	case "init":
 		return v.initSystem(&m.Init)
+	case "smoke":
+		return v.text(&m.Smoke)
 	case "disk_mb":
 		return v.disk(&m.DiskMB)
 	case "build":

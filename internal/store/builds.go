@@ -17,6 +17,9 @@ type Build struct {
 	Attempts     int    // how often it has been started
 	Cancel       bool   // somebody asked to stop it
 	NeedsSecrets bool   // it was requested with secrets, which are stored nowhere
+	// Deferred says of a new build that nobody has asked for it yet: it is on no queue
+	// until [Store.StartBuild].
+	Deferred bool
 }
 
 // Build returns the state of a build.

@@ -57,7 +57,7 @@ func findTemplate(ctx context.Context, q querier, where string, args ...any) (*k
 }
 
 // FindTemplate looks a template up by ID, then by name among those of orgID, then by
-// name among the built-in ones.
+// name among the built-in ones, then by an alias of those.
 func (s *Store) FindTemplate(ctx context.Context, orgID, nameOrID string) (*kiln.Template, error) {
 	return lookUp(ctx, s.readers, orgID, nameOrID)
 }
@@ -68,7 +68,11 @@ func lookUp(ctx context.Context, q querier, orgID, nameOrID string) (*kiln.Templ
 	}
 	// One query for both: an own template sorts before the built-in one, whose
 	// organisation is empty.
-	return findTemplate(ctx, q, `t.name = ? AND t.org_id IN (?, '') ORDER BY t.org_id DESC LIMIT 1`, nameOrID, orgID)
+	t, err := findTemplate(ctx, q, `t.name = ? AND t.org_id IN (?, '') ORDER BY t.org_id DESC LIMIT 1`, nameOrID, orgID)
+	if kiln.CodeOf(err) != kiln.CodeNotFound {
+		return t, err
+	}
+	return findTemplate(ctx, q, `t.id = (SELECT template_id FROM template_aliases WHERE name = ?)`, nameOrID)
 }
 
 func collect[T any](rows *sql.Rows, scan func(scanner) (T, error)) ([]T, error) {

@@ -95,10 +95,10 @@ func insertVersion(ctx context.Context, tx *txn, v *kiln.Version, b Build, also 
 	if err != nil {
 		return fail(err)
 	}
-	if _, err := exec(ctx, tx, `INSERT INTO builds (id, node, needs_secrets) VALUES (?, ?, ?)`, v.BuildID, b.Node, b.NeedsSecrets); err != nil {
+	if _, err := exec(ctx, tx, `INSERT INTO builds (id, node, needs_secrets, active) VALUES (?, ?, ?, ?)`, v.BuildID, b.Node, b.NeedsSecrets, !b.Deferred); err != nil {
 		return fail(err)
 	}
-	if also == nil {
+	if also == nil || b.Deferred {
 		return nil
 	}
 	return also(ctx, tx.Tx)

@@ -45,14 +45,21 @@ func (t templates) Logs(ctx context.Context, orgID, buildID string, offset int64
 }
 
 // sandboxes is the manager as the API wants it: each organisation sees its own.
-type sandboxes struct{ *sandbox.Manager }
+type sandboxes struct {
+	*sandbox.Manager
+	catalog *pipeline.Service
+}
 
 // Create implements api.Sandboxes.
 func (s sandboxes) Create(ctx context.Context, req api.NewSandbox) (*kiln.Sandbox, error) {
-	return s.Manager.Create(ctx, sandbox.CreateRequest{
+	sb, err := s.Manager.Create(ctx, sandbox.CreateRequest{
 		OrgID: req.OrgID, Template: req.Template, Size: req.Size, TTL: req.TTL, Env: req.Env, Metadata: req.Metadata,
 		BootMode: req.BootMode,
 	})
+	if err != nil {
+		return nil, s.onFirstUse(ctx, req.OrgID, req.Template, err)
+	}
+	return sb, nil
 }
 
 // List implements api.Sandboxes.

@@ -99,7 +99,10 @@ func startNode(ctx context.Context, opts Options, dir *dataDir, say func(string)
 		Timeouts: stageTimeouts(cfg.Build), Git: git.Options{Hosts: cfg.Build.GitHosts},
 		OpenRoot: func(f *os.File) (kiln.EntrySource, error) { return rootfs.FromTar(f) }, Log: opts.Log,
 	})
-	return n, err
+	if err != nil {
+		return n, err
+	}
+	return n, n.registerCatalog(ctx, cfg.Catalog)
 }
 
 func stageTimeouts(b config.Build) pipeline.Timeouts {

@@ -48,9 +48,15 @@ CREATE TABLE builds (
     attempts         BIGINT  NOT NULL DEFAULT 0,
     cancel_requested BOOLEAN NOT NULL DEFAULT FALSE,
     needs_secrets    BOOLEAN NOT NULL DEFAULT FALSE,
-    active           BOOLEAN NOT NULL DEFAULT TRUE -- the version is pending or building
+    active           BOOLEAN NOT NULL DEFAULT TRUE -- the version is building, or pending and on the queue
 );
 CREATE INDEX builds_active ON builds (node) WHERE active;
+
+-- Further names of built-in templates.
+CREATE TABLE template_aliases (
+    name        TEXT NOT NULL PRIMARY KEY,
+    template_id TEXT NOT NULL REFERENCES templates (id)
+);
 
 CREATE TABLE version_tags (
     template_id TEXT   NOT NULL,
@@ -160,6 +166,7 @@ DROP TABLE version_snapshots;
 DROP TABLE snapshots;
 DROP TABLE stage_cache;
 DROP TABLE version_tags;
+DROP TABLE template_aliases;
 DROP TABLE builds;
 DROP TABLE versions;
 DROP TABLE templates;

@@ -35,6 +35,8 @@ func Run(t *testing.T, open func(t *testing.T) *store.Store) {
 		"NewestReadyWins":      testNewestReadyWins,
 		"FailureKeepsTheOld":   testFailureKeepsTheOld,
 		"Delete":               testDelete,
+		"Aliases":              testAliases,
+		"Deferred":             testDeferred,
 		"Unfinished":           testUnfinished,
 		"AlsoIsOneTransaction": testAlsoIsOneTransaction,
 		"StageCache":           testStageCache,

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/api"
+	"github.com/kilnvm/kiln/internal/client"
+)
+
+func (a *app) buildBuiltIn(ctx context.Context, name string) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	b, err := c.BuildBuiltIn(ctx, name)
+	if err != nil {
+		return err
+	}
+	if b.Unchanged {
+		return a.queued(ctx, c, b, false)
+	}
+	// It is everybody's, so it goes on if this command is interrupted.
+	end, err := c.BuildLog(ctx, b.ID, 0, true, a.printLogLine)
+	if err != nil {
+		return err
+	}
+	if err := buildFailure(end); err != nil {
+		return err
+	}
+	if a.json() {
+		return a.printJSON(end)
+	}
+	fmt.Fprintln(a.stdout)
+	return stageTable(a.stdout, end.Stages)
+}
+
+// createSandbox starts a sandbox. A built-in template that has never been built is built
+// first, as its server does on first use, with the build to be seen on standard error.
+func (a *app) createSandbox(ctx context.Context, c *client.Client, req api.CreateSandboxRequest) (*api.Sandbox, error) {
+	sb, err := c.CreateSandbox(ctx, req)
+	if kiln.CodeOf(err) != kiln.CodeConflict {
+		return sb, err
+	}
+	t, terr := c.GetTemplate(ctx, req.Template)
+	if terr != nil || !t.BuiltIn || t.Version > 0 || t.Latest.Status.Ended() {
+		return nil, err
+	}
+	fmt.Fprintf(a.stderr, "template %s is built on its first use; this takes a while\n", t.Name)
+	end, err := c.BuildLog(ctx, t.Latest.ID, 0, true, func(l api.LogLine) error {
+		_, err := fmt.Fprintf(a.stderr, "[%s] %s\n", l.Stage, l.Line)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := buildFailure(end); err != nil {
+		return nil, err
+	}
+	return c.CreateSandbox(ctx, req)
+}
+
+func (a *app) templatesSmoke() *cobra.Command {
+	var size string
+	cmd := &cobra.Command{
+		Use: "smoke NAME", Short: "Run a template's smoke command in a sandbox of its own", Args: cobra.ExactArgs(1),
+		Long: `Run the smoke command of a template's metadata in a sandbox of its own, and exit with
+its code: 0 says that what the template promises is there.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return ownFailure(err)
+			}
+			t, err := c.GetTemplate(cmd.Context(), args[0])
+			if err != nil {
+				return ownFailure(err)
+			}
+			smoke := smokeOf(t)
+			if smoke == "" {
+				return ownFailure(kiln.Errorf(kiln.CodeInvalid, "template %q has no smoke command", args[0]).
+					WithHint("say smoke = \"…\" in its kiln-template.toml"))
+			}
+			req := api.CreateSandboxRequest{Template: args[0], Size: size}
+			return ownFailure(a.runOnce(cmd.Context(), req, execFlags{}, false, []string{"/bin/sh", "-c", smoke}))
+		},
+	}
+	cmd.Flags().StringVar(&size, "size", "", "VM size (default the template's)")
+	return cmd
+}
+
+// smokeOf returns the smoke command of the version that sandboxes start from, else of the
+// newest.
+func smokeOf(t *api.TemplateDetail) string {
+	for _, v := range t.Versions {
+		if v.Number == t.Version || t.Version == 0 {
+			return v.Metadata.Smoke
+		}
+	}
+	return ""
+}

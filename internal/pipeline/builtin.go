@@ -1,0 +1,138 @@
+package pipeline
+
+import (
+	"bytes"
+	"context"
+	"slices"
+	"time"
+
+	"github.com/kilnvm/kiln"
+)
+
+// BuiltIn is a template that comes with the program.
+type BuiltIn struct {
+	Name    string
+	Aliases []string
+	Context []byte // tar archive; the same template always has the same bytes
+}
+
+// RegisterBuiltIns makes sure that every built-in template exists in the version that the
+// program has, and returns. In the background, in the order of list and one at a time, it
+// then builds those that are named in eager and those that have been built before and have
+// changed since. The others are built when somebody asks for them.
+func (s *Service) RegisterBuiltIns(ctx context.Context, list []BuiltIn, eager []string) error {
+	var due []string
+	for _, b := range list {
+		t, err := s.register(ctx, b, slices.Contains(eager, b.Name))
+		if err != nil {
+			return err
+		}
+		if t.Latest.Status.Terminal() {
+			continue
+		}
+		if slices.Contains(eager, b.Name) || t.Current > 0 {
+			due = append(due, t.Latest.BuildID)
+		}
+	}
+	s.background.Go(func() { s.buildInTurn(due) })
+	return nil
+}
+
+// register makes a deferred version of b unless its newest one is made from the same files.
+// One that failed is made again if again is set: what was missing may be there now.
+func (s *Service) register(ctx context.Context, b BuiltIn, again bool) (*kiln.Template, error) {
+	t, err := s.opts.Store.FindTemplate(ctx, "", b.Name)
+	known := err == nil && t.Name == b.Name // and not an alias
+	if err != nil && kiln.CodeOf(err) != kiln.CodeNotFound {
+		return nil, err
+	}
+	if known && t.Latest.SourceBlob == kiln.DigestOf(b.Context) && (!again || t.Latest.Status != kiln.VersionFailed) {
+		return t, nil
+	}
+	if known && t.Latest.Status == kiln.VersionPending {
+		// Nobody has asked for it, and nobody will: the program has a newer recipe.
+		_, err := s.opts.Store.CancelBuild(ctx, t.Latest.BuildID, &kiln.BuildError{Stage: kiln.StageSource, Message: "a newer recipe took its place"})
+		if err != nil && kiln.CodeOf(err) != kiln.CodeConflict {
+			return nil, err
+		}
+	}
+	res, err := s.create(ctx, "", NewTemplate{Name: b.Name, Context: bytes.NewReader(b.Context), Replace: known}, true)
+	if kiln.CodeOf(err) == kiln.CodeConflict && !known {
+		return s.opts.Store.FindTemplate(ctx, "", b.Name) // another server was faster
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.log.InfoContext(ctx, "built-in template", "name", b.Name, "version", res.Version.Number)
+	return res.Template, s.opts.Store.SetAliases(ctx, res.Template.ID, b.Aliases)
+}
+
+// buildInTurn builds deferred versions one after the other, so that a user's build never
+// waits for more than the one that runs.
+func (s *Service) buildInTurn(builds []string) {
+	for _, id := range builds {
+		if err := s.startDeferred(s.ctx, id, unhurried); err != nil && s.ctx.Err() == nil {
+			s.log.Error("cannot start the build of a built-in template", "build", id, "error", err)
+			continue
+		}
+		if _, err := s.Wait(s.ctx, id); err != nil {
+			return // the server is stopping
+		}
+	}
+}
+
+// startDeferred puts a deferred build on the queue. One that is there already stays.
+func (s *Service) startDeferred(ctx context.Context, buildID string, priority int) error {
+	s.logs.feed(buildID)
+	started, err := s.opts.Store.StartBuild(ctx, buildID, s.opts.Node, s.queue.insert(buildID, priority, 0))
+	if err != nil {
+		return err
+	}
+	if started {
+		s.queue.wake()
+	}
+	return nil
+}
+
+// retryFailed is how long after its failure a built-in template is not built again for a
+// sandbox, so that a flood of requests does not become a flood of builds.
+const retryFailed = time.Minute
+
+// BuildOnUse is asked when a sandbox could not start from ref. If that means a built-in
+// template that has never been built, its build is started, or goes on, and its newest
+// version is returned; else nil.
+func (s *Service) BuildOnUse(ctx context.Context, orgID, ref string) (*kiln.Template, error) {
+	r, err := kiln.ParseTemplateRef(ref)
+	if err != nil {
+		return nil, err
+	}
+	t, err := s.opts.Store.FindTemplate(ctx, orgID, r.NameOrID)
+	if err != nil || !t.BuiltIn || t.Current > 0 || r.Version > 0 || r.Tag != "" {
+		return nil, err
+	}
+	if t.Latest.Status == kiln.VersionFailed && time.Since(t.Latest.EndedAt) < retryFailed {
+		return nil, nil
+	}
+	res, err := s.BuildBuiltIn(ctx, t.Name)
+	if err != nil {
+		return nil, err
+	}
+	return res.Template, nil
+}
+
+// BuildBuiltIn builds a built-in template now, unless its newest version is ready or being
+// built. Aliases count as names.
+func (s *Service) BuildBuiltIn(ctx context.Context, name string) (*Result, error) {
+	t, err := s.opts.Store.FindTemplate(ctx, "", name)
+	if err != nil {
+		return nil, err
+	}
+	switch t.Latest.Status {
+	case kiln.VersionReady:
+		return &Result{Template: t, Version: t.Latest, Unchanged: true}, nil
+	case kiln.VersionFailed:
+		return s.Rebuild(ctx, "", Rebuild{Template: t.ID})
+	case kiln.VersionPending, kiln.VersionBuilding:
+	}
+	return &Result{Template: t, Version: t.Latest}, s.startDeferred(ctx, t.Latest.BuildID, wanted)
+}

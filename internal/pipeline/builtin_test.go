@@ -1,0 +1,173 @@
+package pipeline
+
+import (
+	"context"
+	"testing"
+
+	"github.com/kilnvm/kiln"
+)
+
+// builtIns returns a catalogue whose recipes change with text.
+func builtIns(t *testing.T, text string, names ...string) []BuiltIn {
+	t.Helper()
+	var list []BuiltIn
+	for _, name := range names {
+		content, err := files{"recipe": text}.tar()
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, BuiltIn{Name: name, Aliases: []string{name + "-alias"}, Context: content})
+	}
+	return list
+}
+
+func (r *rig) builtIn(t *testing.T, name string) *kiln.Template {
+	t.Helper()
+	tmpl, err := r.store.FindTemplate(t.Context(), org, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tmpl
+}
+
+// settled registers a catalogue and returns when what is due is built.
+func (r *rig) settled(t *testing.T, list []BuiltIn, eager ...string) {
+	t.Helper()
+	if err := r.RegisterBuiltIns(t.Context(), list, eager); err != nil {
+		t.Fatal(err)
+	}
+	r.background.Wait()
+}
+
+func TestBuiltInsAreBuiltWhenDue(t *testing.T) {
+	r := newRig(t, dataDir(t), nil)
+	r.settled(t, builtIns(t, "1", "a", "b", "c"), "a")
+	if a := r.builtIn(t, "a"); !a.BuiltIn || a.Current != 1 {
+		t.Errorf("the eager one: %+v", a)
+	}
+	if b := r.builtIn(t, "b-alias"); b.Name != "b" || b.Current != 0 || b.Status() != kiln.VersionPending {
+		t.Errorf("the deferred one: %+v", b)
+	}
+
+	t.Run("on first use", func(t *testing.T) {
+		tmpl, err := r.BuildOnUse(t.Context(), org, "b-alias")
+		if err != nil || tmpl == nil || tmpl.Name != "b" {
+			t.Fatalf("%+v, %v", tmpl, err)
+		}
+		if v, err := r.Wait(t.Context(), tmpl.Latest.BuildID); err != nil || v.Status != kiln.VersionReady {
+			t.Fatalf("%+v, %v", v, err)
+		}
+		if again, err := r.BuildOnUse(t.Context(), org, "b"); again != nil || err != nil {
+			t.Errorf("built on the second use: %+v, %v", again, err)
+		}
+		if res, err := r.BuildBuiltIn(t.Context(), "b"); err != nil || !res.Unchanged {
+			t.Errorf("built when asked for again: %+v, %v", res, err)
+		}
+	})
+	t.Run("the same catalogue changes nothing", func(t *testing.T) {
+		r.settled(t, builtIns(t, "1", "a", "b", "c"), "a")
+		if n := r.builtIn(t, "a").Latest.Number; n != 1 {
+			t.Errorf("version %d", n)
+		}
+	})
+	t.Run("a new recipe", func(t *testing.T) {
+		r.settled(t, builtIns(t, "2", "a", "b", "c"))
+		for _, name := range []string{"a", "b"} { // they are in use
+			if tmpl := r.builtIn(t, name); tmpl.Current != 2 {
+				t.Errorf("%s: %+v", name, tmpl)
+			}
+		}
+		c := r.builtIn(t, "c")
+		if c.Latest.Number != 2 || c.Latest.Status != kiln.VersionPending {
+			t.Errorf("nobody has used c: %+v", c.Latest)
+		}
+		if old, err := r.store.Version(t.Context(), c.ID, 1); err != nil || old.Status != kiln.VersionFailed {
+			t.Errorf("the old recipe of c still waits: %+v, %v", old, err)
+		}
+	})
+	r.tidy(t)
+}
+
+func TestBuiltInsAreNobodys(t *testing.T) {
+	r := newRig(t, dataDir(t), nil)
+	r.settled(t, builtIns(t, "1", "a"))
+	a := r.builtIn(t, "a")
+	for _, ref := range []string{"a", "a-alias", a.ID} {
+		if err := r.Delete(t.Context(), org, ref); kiln.CodeOf(err) != kiln.CodeForbidden {
+			t.Errorf("delete %s: %v", ref, err)
+		}
+		if _, err := r.Rebuild(t.Context(), org, Rebuild{Template: ref}); kiln.CodeOf(err) != kiln.CodeForbidden {
+			t.Errorf("rebuild %s: %v", ref, err)
+		}
+	}
+	if err := r.Cancel(t.Context(), org, a.Latest.BuildID); kiln.CodeOf(err) != kiln.CodeForbidden {
+		t.Errorf("cancel: %v", err)
+	}
+	own := r.create(t, "a", nil)
+	r.ready(t, own)
+	if own.Template.ID == a.ID || r.builtIn(t, "a").ID != own.Template.ID {
+		t.Error("an own template does not shadow the built-in one")
+	}
+	if tmpl, err := r.BuildOnUse(t.Context(), org, "a"); tmpl != nil || err != nil {
+		t.Errorf("the use of an own template: %+v, %v", tmpl, err)
+	}
+	if err := r.Delete(t.Context(), org, "a"); err != nil || r.builtIn(t, "a").ID != a.ID {
+		t.Errorf("delete of the own one: %v", err)
+	}
+}
+
+func TestFailedBuiltInIsTriedAgain(t *testing.T) {
+	offline := true
+	r := newRig(t, dataDir(t), func(_ *Options, s *stages) {
+		s.hook = func(_ context.Context, stage kiln.Stage) error {
+			if offline && stage == kiln.StageImage {
+				return kiln.Errorf(kiln.CodeUnavailable, "no base image")
+			}
+			return nil
+		}
+	})
+	r.settled(t, builtIns(t, "1", "a", "b"), "a")
+	if a := r.builtIn(t, "a"); a.Status() != kiln.VersionFailed {
+		t.Fatalf("%+v", a.Latest)
+	}
+	if tmpl, err := r.BuildOnUse(t.Context(), org, "a"); tmpl != nil || err != nil {
+		t.Errorf("built again right after its failure: %+v, %v", tmpl, err)
+	}
+	offline = false
+	r.settled(t, builtIns(t, "1", "a", "b"), "a") // the next start of the server
+	if a := r.builtIn(t, "a"); a.Current != 2 {
+		t.Errorf("%+v", a.Latest)
+	}
+	r.tidy(t)
+}
+
+// TestUsersGoFirst fills the only worker, queues a built-in template and then a user's.
+func TestUsersGoFirst(t *testing.T) {
+	release := make(chan struct{})
+	r := newRig(t, dataDir(t), func(o *Options, s *stages) {
+		o.Parallel = 1
+		s.hook = func(ctx context.Context, stage kiln.Stage) error {
+			if stage != kiln.StageImage {
+				return nil
+			}
+			select {
+			case <-release:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	})
+	first := r.create(t, "first", nil)
+	if err := r.RegisterBuiltIns(t.Context(), builtIns(t, "1", "b"), []string{"b"}); err != nil {
+		t.Fatal(err)
+	}
+	last := r.create(t, "last", nil)
+	close(release)
+	r.ready(t, first)
+	user := r.ready(t, last)
+	r.background.Wait()
+	if b := r.builtIn(t, "b").Latest; b.Status != kiln.VersionReady || b.StartedAt.Before(user.StartedAt) {
+		t.Errorf("the built-in one started at %v, the user's at %v", b.StartedAt, user.StartedAt)
+	}
+}
