@@ -15,6 +15,7 @@ var versionPrefix = regexp.MustCompile(`^/v[0-9]+/`)
 // not listed needs the admin scope.
 var kinds = map[string]string{
 	"templates": "templates",
+	"catalog":   "templates",
 	"sandboxes": "sandboxes",
 	"snapshots": "sandboxes", // of one
 	"sizes":     "sandboxes",

@@ -238,7 +238,7 @@ func (s *Server) buildBuiltIn(ctx context.Context, in *TemplateName) (*buildOutp
 	if err != nil {
 		return nil, err
 	}
-	return queued.output(), nil
+	return queued.output(s.opts.Sizes), nil
 }
 
 func (s *Server) rebuildTemplate(ctx context.Context, in *rebuildInput) (*buildOutput, error) {
