@@ -1,12 +1,25 @@
 // Puts links to the distribution's Chromium where Playwright looks for its own browsers.
 const fs = require('node:fs');
 const path = require('node:path');
-const { registry } = require('playwright-core/lib/server');
+const { chromium } = require('playwright');
 
-for (const name of ['chromium', 'chromium-headless-shell']) {
-  const browser = registry.findExecutable(name);
-  const program = browser.executablePath('javascript');
+const link = (program) => {
   fs.mkdirSync(path.dirname(program), { recursive: true });
   fs.symlinkSync('/usr/bin/chromium', program);
-  fs.writeFileSync(path.join(browser.directory, 'INSTALLATION_COMPLETE'), '');
-}
+};
+
+// Where the one without windows is, Playwright tells only when it is missing.
+const missing = async (options) => {
+  try {
+    await (await chromium.launch(options)).close();
+  } catch (error) {
+    return /executable doesn't exist at (\S+)/i.exec(error.message)?.[1];
+  }
+};
+
+(async () => {
+  link(chromium.executablePath());
+  const program = await missing({ headless: true });
+  if (!program) throw new Error('Playwright does not say where its headless browser is missing');
+  link(program);
+})();
