@@ -18,7 +18,7 @@ func (a *app) sandboxCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "sandbox", Aliases: []string{"sandboxes", "sb"}, Short: "Start and use sandboxes"}
 	cmd.AddCommand(
 		a.sandboxRun(), a.sandboxCreate(), a.sandboxExec(), a.sandboxList(), a.sandboxStatus(), a.sandboxUpload(), a.sandboxDownload(),
-		a.sandboxKeepalive(), a.sandboxDestroy(),
+		a.sandboxKeepalive(), a.sandboxDestroy(), a.sandboxRunCode(),
 	)
 	return cmd
 }

@@ -73,10 +73,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case id == "" || port == "":
 		refuse(w, http.StatusBadRequest, id, "headers "+HeaderSandboxID+" and "+HeaderSandboxPort+" go together")
 		return
-	case port != DaemonPort:
-		refuse(w, http.StatusBadGateway, id, "port "+port+" of the sandbox cannot be reached: sandboxes have no network")
-		return
-	case hostOnly(r.URL.Path):
+	case port == DaemonPort && hostOnly(r.URL.Path):
 		refuse(w, http.StatusForbidden, id, r.URL.Path+" is reserved for the host")
 		return
 	}
@@ -89,6 +86,10 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	who, known := h.caller(r)
+	if port != DaemonPort {
+		h.forwardPort(w, r, id, port, daemon, known)
+		return
+	}
 	switch {
 	case !known: // with what they bring themselves
 		h.forward(w, r, id, daemon.Anonymous())
@@ -119,16 +120,22 @@ func scopeOf(r *http.Request) kiln.Scope {
 }
 
 func (h *handler) forward(w http.ResponseWriter, r *http.Request, id string, transport http.RoundTripper) {
-	proxy := &httputil.ReverseProxy{
-		Rewrite: func(p *httputil.ProxyRequest) {
-			p.Out.URL.Scheme, p.Out.URL.Host = "http", "sandbox"
-			for _, name := range []string{HeaderSandboxID, HeaderSandboxPort, HeaderToken} {
-				p.Out.Header.Del(name)
-			}
-			if isBearer(p.Out) {
-				p.Out.Header.Del("Authorization")
-			}
-		},
+	proxy := h.reverse(id, transport)
+	proxy.Rewrite = func(p *httputil.ProxyRequest) {
+		p.Out.URL.Scheme, p.Out.URL.Host = "http", "sandbox"
+		for _, name := range []string{HeaderSandboxID, HeaderSandboxPort, HeaderToken} {
+			p.Out.Header.Del(name)
+		}
+		if isBearer(p.Out) {
+			p.Out.Header.Del("Authorization")
+		}
+	}
+	proxy.ServeHTTP(w, r)
+}
+
+// reverse returns a proxy that lacks only how requests are rewritten.
+func (h *handler) reverse(id string, transport http.RoundTripper) *httputil.ReverseProxy {
+	return &httputil.ReverseProxy{
 		Transport:     transport,
 		FlushInterval: -1, // what a command prints is wanted now
 		ErrorLog:      slog.NewLogLogger(h.Log.Handler(), slog.LevelDebug),
@@ -138,6 +145,25 @@ func (h *handler) forward(w http.ResponseWriter, r *http.Request, id string, tra
 			}
 			refuse(w, http.StatusBadGateway, id, "the sandbox no longer answers")
 		},
+	}
+}
+
+// forwardPort passes a request on to a service in the sandbox, which the daemon reaches.
+// Services are public to whoever knows the sandbox's ID, as E2B's are, and check for
+// themselves what they are shown; a Kiln token is for Kiln and is not shown to them.
+func (h *handler) forwardPort(w http.ResponseWriter, r *http.Request, id, port string, daemon *guest.Client, tokenIsOurs bool) {
+	proxy := h.reverse(id, daemon.Anonymous())
+	proxy.Rewrite = func(p *httputil.ProxyRequest) {
+		p.Out.URL.Scheme, p.Out.URL.Host = "http", "sandbox"
+		p.Out.Host = p.In.Host
+		p.Out.Header.Del(HeaderSandboxID)
+		p.Out.Header.Set(HeaderSandboxPort, port)
+		if tokenIsOurs {
+			p.Out.Header.Del(HeaderToken)
+		}
+		if tokenIsOurs && isBearer(p.Out) {
+			p.Out.Header.Del("Authorization")
+		}
 	}
 	proxy.ServeHTTP(w, r)
 }

@@ -41,6 +41,9 @@ func (world) Authenticate(_ context.Context, token string) (kiln.Principal, erro
 func start(t *testing.T) *httptest.Server {
 	t.Helper()
 	daemon := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if port := r.Header.Get(proxy.HeaderSandboxPort); port != "" {
+			fmt.Fprintf(w, "%s ", port)
+		}
 		fmt.Fprintf(w, "%s token=%s user=%s leaked=%s%s", r.URL.Path, r.Header.Get("X-Access-Token"),
 			r.Header.Get("Authorization"), r.Header.Get(proxy.HeaderToken), r.Header.Get(proxy.HeaderSandboxID))
 	}))
@@ -67,6 +70,11 @@ func TestProxy(t *testing.T) {
 		}
 		return h
 	}
+	port := func(more header) header {
+		h := box(more)
+		h[proxy.HeaderSandboxPort] = "8080"
+		return h
+	}
 	for _, c := range []struct {
 		name, path, host string
 		header           header
@@ -86,7 +94,12 @@ func TestProxy(t *testing.T) {
 		{"by host name", "/health", "49983-ibox.box.test:7070", nil, 200, "/health token= user= leaked="},
 		{"unknown sandbox", "/health", "", header{proxy.HeaderSandboxID: "igone", proxy.HeaderSandboxPort: "49983"}, 502, ""},
 		{"half of the headers", "/health", "", header{proxy.HeaderSandboxID: "ibox"}, 400, ""},
-		{"other port", "/", "", header{proxy.HeaderSandboxID: "ibox", proxy.HeaderSandboxPort: "8080"}, 502, ""},
+		{"other port", "/x", "", port(nil), 200, "8080 /x token= user= leaked="},
+		{"other port, paths are the service's", "/init", "", port(nil), 200, "8080 /init token= user= leaked="},
+		{"other port by host name", "/", "8080-ibox.box.test", nil, 200, "8080 / token= user= leaked="},
+		{"other port sees no Kiln token", "/", "", port(header{"X-API-Key": "foreign", "Authorization": "Bearer good"}), 200, "8080 / token= user= leaked="},
+		{"other port sees its own token", "/", "", port(header{"Authorization": "Bearer app"}), 200, "8080 / token= user=Bearer app leaked="},
+		{"other port of an unknown sandbox", "/", "", header{proxy.HeaderSandboxID: "igone", proxy.HeaderSandboxPort: "8080"}, 502, ""},
 		{"init", "/init", "", box(header{"X-API-Key": "good"}), 403, ""},
 		{"init, disguised", "/x/..//init/", "", box(header{"X-API-Key": "good"}), 403, ""},
 		{"quiesce", "/quiesce", "", box(header{"X-API-Key": "good"}), 403, ""},

@@ -88,7 +88,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, errorf(connect.CodeNotFound, "no such endpoint: %s %s", r.Method, r.URL.Path))
 	})
-	return s.authenticate(mux)
+	return s.forwardPorts(s.authenticate(mux))
 }
 
 // lastWords is how long answers that are under way may take when serving ends.
