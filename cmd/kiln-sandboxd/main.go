@@ -5,6 +5,10 @@
 //
 //	kiln-sandboxd -listen tcp:127.0.0.1:49983
 //	kiln-sandboxd -listen unix:/run/kiln.sock
+//
+// The number of processors never changes while it runs, so it need not look for changes.
+//
+//go:debug updatemaxprocs=0
 package main
 
 import (
@@ -20,6 +24,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kilnvm/kiln/internal/link"
 	"github.com/kilnvm/kiln/internal/sandboxd"
 	"github.com/kilnvm/kiln/internal/sandboxd/pid1"
 	"github.com/kilnvm/kiln/internal/sandboxd/reap"
@@ -54,9 +59,13 @@ func main() {
 func serve(ctx context.Context, l net.Listener, children *reap.Registry, log *slog.Logger) error {
 	ctx, shutdown := context.WithCancel(ctx)
 	defer shutdown()
-	return sandboxd.New(sandboxd.Options{
-		System: sandboxd.Linux{}, Children: children, PowerOff: shutdown, Log: log,
-	}).Serve(ctx, l)
+	daemon := sandboxd.New(sandboxd.Options{
+		System: &sandboxd.Linux{}, Children: children, PowerOff: shutdown, Log: log,
+	})
+	if port, ok := l.(*link.Listener); ok {
+		port.HandleCalls(daemon.Identify)
+	}
+	return daemon.Serve(ctx, l)
 }
 
 // serveAddress runs the daemon under another init.

@@ -27,6 +27,8 @@ type Client struct {
 	process    processconnect.ProcessClient
 	filesystem filesystemconnect.FilesystemClient
 
+	call func(ctx context.Context, request []byte) (reply []byte, err error) // nil: there is no such way
+
 	mu    sync.RWMutex
 	token string
 }
@@ -41,6 +43,24 @@ func New(dial func(context.Context) (net.Conn, error)) *Client {
 		IdleConnTimeout:     time.Minute,
 	}
 	return NewHTTP("http://guest", transport)
+}
+
+// Machine is a VM whose daemon can be reached.
+type Machine interface {
+	Dial(ctx context.Context) (net.Conn, error)
+}
+
+// Of returns a client of the daemon in m. If m also has a method Call, which sends the
+// daemon one request and returns its reply, that shorter way is used for the first words to
+// a clone; it may return [errors.ErrUnsupported].
+func Of(m Machine) *Client {
+	c := New(m.Dial)
+	if caller, ok := m.(interface {
+		Call(ctx context.Context, request []byte) (reply []byte, err error)
+	}); ok {
+		c.call = caller.Call
+	}
+	return c
 }
 
 // NewHTTP returns a client for a daemon that is reached at a URL, by way of a proxy for

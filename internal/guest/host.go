@@ -80,47 +80,6 @@ func (c *Client) Configure(ctx context.Context, s Setup) error {
 	return c.post(ctx, "/init", initRequest{ImageEnv: &env, DefaultUser: &user, DefaultWorkdir: &s.WorkingDir})
 }
 
-// SetIdentity makes a clone itself: random state, clock, names, token, environment. When it
-// returns the sandbox may be handed out, and requests of this client carry the token.
-func (c *Client) SetIdentity(ctx context.Context, id kiln.Identity) error {
-	now := time.Now()
-	env := id.Env
-	if env == nil {
-		env = map[string]string{}
-	}
-	err := c.post(ctx, "/init", initRequest{
-		Timestamp: &now, Entropy: id.Entropy, Hostname: id.Hostname, AccessToken: id.AccessToken, EnvVars: &env,
-	})
-	if err != nil {
-		return err
-	}
-	c.UseToken(id.AccessToken)
-	return c.correctClock(ctx, time.Since(now))
-}
-
-// Bounds of the clock's error. The time that a request carries is as old as the request
-// when the daemon reads it, and the first one of a clone waits for its connection.
-const (
-	clockError    = 25 * time.Millisecond
-	clockAttempts = 5
-)
-
-// correctClock sends the time again while the last request to carry it took too long to be
-// exact. On a host with time to spare it sends nothing.
-func (c *Client) correctClock(ctx context.Context, took time.Duration) error {
-	for range clockAttempts {
-		if took <= clockError {
-			return nil
-		}
-		now := time.Now()
-		if err := c.post(ctx, "/init", initRequest{Timestamp: &now}); err != nil {
-			return err
-		}
-		took = time.Since(now)
-	}
-	return nil
-}
-
 // Quiesce makes a VM fit for a capture: its data is on its disk. If connections to the
 // outside are open, which would be dead in every clone, the error lists them; its code is
 // conflict.

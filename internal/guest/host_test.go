@@ -13,10 +13,25 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/guest"
+	"github.com/kilnvm/kiln/internal/sandboxd/sandboxdtest"
 )
 
+// ways are how a clone can be given its identity.
+var ways = map[string]func(*sandboxdtest.Daemon) *guest.Client{
+	"request": func(d *sandboxdtest.Daemon) *guest.Client { return guest.New(d.Dial) },
+	"call":    func(d *sandboxdtest.Daemon) *guest.Client { return guest.Of(d) },
+}
+
 func TestIdentity(t *testing.T) {
-	c, d := start(t)
+	for name, way := range ways {
+		t.Run(name, func(t *testing.T) { testIdentity(t, way) })
+	}
+}
+
+func testIdentity(t *testing.T, way func(*sandboxdtest.Daemon) *guest.Client) {
+	d := sandboxdtest.Start(t)
+	c := way(d)
+	t.Cleanup(c.Close)
 	etc := filepath.Join(d.Root, "etc")
 	if err := os.WriteFile(etc+"/hosts", []byte("127.0.0.1 localhost\n127.0.1.1 golden\n10.0.0.1 db"), 0o644); err != nil {
 		t.Fatal(err)
@@ -68,12 +83,54 @@ func TestIdentity(t *testing.T) {
 	answer.Body.Close()
 }
 
+// An identity that is given as a call lands on files that were prepared before the capture,
+// if the name is as long as names of sandboxes are, and is written the long way otherwise.
+func TestIdentityOnPreparedFiles(t *testing.T) {
+	for _, name := range []string{kiln.NewSandboxID(), "short", strings.Repeat("l", 60)} {
+		d := sandboxdtest.Start(t)
+		c := guest.Of(d)
+		etc := filepath.Join(d.Root, "etc")
+		if err := os.WriteFile(etc+"/hosts", []byte("127.0.0.1 localhost\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Quiesce(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		blank, _ := os.ReadFile(etc + "/machine-id")
+		if err := c.SetIdentity(t.Context(), kiln.Identity{Hostname: name, Entropy: make([]byte, 64), AccessToken: "secret"}); err != nil {
+			t.Fatal(err)
+		}
+		if got, _ := os.ReadFile(etc + "/hostname"); string(got) != name+"\n" {
+			t.Errorf("hostname %q, want %q", got, name)
+		}
+		if got, _ := os.ReadFile(etc + "/hosts"); string(got) != "127.0.0.1 localhost\n127.0.1.1\t"+name+"\n" {
+			t.Errorf("hosts %q", got)
+		}
+		id, _ := os.ReadFile(etc + "/machine-id")
+		if !regexp.MustCompile(`^[0-9a-f]{32}\n$`).Match(id) || bytes.Equal(id, blank) {
+			t.Errorf("machine-id %q, before %q", id, blank)
+		}
+		// To be captured again does not take its identity away.
+		if err := c.Quiesce(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got, _ := os.ReadFile(etc + "/machine-id"); !bytes.Equal(got, id) {
+			t.Errorf("machine-id %q after another capture, was %q", got, id)
+		}
+		c.Close()
+	}
+}
+
 func TestHazard04IdentityDiffersBetweenClones(t *testing.T) {
 	machineID := regexp.MustCompile(`^[0-9a-f]{32}\n$`)
 	bootID := regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`)
 	seen := map[string]bool{}
 	for i := range 20 {
 		c, d := start(t)
+		if i%2 == 1 {
+			c = guest.Of(d)
+			t.Cleanup(c.Close)
+		}
 		dbus := d.Root + "/var/lib/dbus"
 		for path, text := range map[string]string{
 			d.Root + "/etc/machine-id":               "0123456789abcdef0123456789abcdef\n",
@@ -95,7 +152,8 @@ func TestHazard04IdentityDiffersBetweenClones(t *testing.T) {
 		machine, _ := os.ReadFile(d.Root + "/etc/machine-id")
 		bus, _ := os.ReadFile(dbus + "/machine-id")
 		key, _ := os.ReadFile(d.Root + "/etc/ssh/ssh_host_ed25519_key.pub")
-		boot := d.System.Calls().BootIDs[0]
+		ids := d.System.Calls().BootIDs
+		boot := ids[len(ids)-1]
 		if !machineID.Match(machine) || !bytes.Equal(machine, bus) || !bootID.MatchString(boot) {
 			t.Errorf("machine-id %q, %q; boot ID %q", machine, bus, boot)
 		}

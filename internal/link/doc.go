@@ -8,7 +8,8 @@
 // Everything on the stream is a frame; integers are big-endian:
 //
 //	kind    1 byte    1 hello (host to guest), 2 welcome (guest to host), 3 data,
-//	                  4 bye (host to guest: the session has ended)
+//	                  4 bye (host to guest: the session has ended),
+//	                  5 call (host to guest), 6 reply (guest to host)
 //	length  2 bytes   of the payload
 //	epoch   8 bytes   the session that the frame belongs to
 //	payload           at most [maxHostPayload] from the host, [maxGuestPayload] from the guest
@@ -26,6 +27,16 @@
 // exactly that answer: nothing sent before can contain it, since nobody could know the
 // nonce. From there on both sides speak yamux inside data frames; the epoch, the first
 // eight bytes of the nonce, keeps late writers of an older session out.
+//
+// # Calls
+//
+// A session costs the guest thousands of lines of code that it has not run before, which
+// is what counts on an emulated processor. A call is the short way for the first words to
+// a restored guest: one frame with a nonce and a request, which the guest's reader answers
+// itself with one frame of the same nonce. It is sent by itself at first, because a guest
+// that was at rest when it was captured has read all that came before; when no reply
+// comes it is repeated behind zeros, like hello. A guest carries out a call with the nonce
+// of the last one only once. There are no calls while the host has a session.
 //
 // So the bytes of one session are never seen by another, whatever was cut off where.
 // There is no keep-alive, because a VM may be paused for hours.

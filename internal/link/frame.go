@@ -12,6 +12,8 @@ const (
 	kindWelcome = 2
 	kindData    = 3
 	kindBye     = 4
+	kindCall    = 5
+	kindReply   = 6
 
 	headerSize = 1 + 2 + 8
 	overhead   = headerSize + 1
@@ -85,7 +87,7 @@ func (fr *frameReader) next() (frame, error) {
 		return frame{}, err
 	}
 	length := int(binary.BigEndian.Uint16(h[:2]))
-	if kind > kindBye || length > fr.limit {
+	if kind > kindReply || length > fr.limit {
 		fr.lost = true
 		return frame{}, errLost
 	}

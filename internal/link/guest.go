@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/yamux"
 )
@@ -17,7 +18,7 @@ type Listener struct {
 	port   io.ReadWriteCloser
 	accept chan net.Conn
 	cancel context.CancelFunc
-	done   chan struct{} // closed when the reader has ended
+	done   chan struct{} // closed when the listener has ended
 	err    error         // why; valid once done is closed
 
 	writing sync.Mutex // held during every write to port
@@ -25,6 +26,10 @@ type Listener struct {
 
 	mu      sync.Mutex
 	current *guestSession
+
+	calls     atomic.Pointer[func([]byte) []byte]
+	lastCall  nonce  // used by the reader only, as is what follows
+	lastReply []byte // a whole frame
 }
 
 // Serve starts reading port. A Read of port that returns [io.EOF] means that the host
@@ -34,18 +39,32 @@ type Listener struct {
 func Serve(ctx context.Context, port io.ReadWriteCloser) *Listener {
 	ctx, cancel := context.WithCancel(ctx)
 	l := &Listener{port: port, accept: make(chan net.Conn), cancel: cancel, done: make(chan struct{})}
-	context.AfterFunc(ctx, func() { _ = port.Close() })
-	go func() {
-		err := l.run(ctx)
-		if ctx.Err() != nil {
-			err = net.ErrClosed
-		}
+	end := func(err error) {
 		l.replace(nil)
 		l.err = err
 		close(l.done)
 		cancel()
+	}
+	var once sync.Once
+	context.AfterFunc(ctx, func() {
+		_ = port.Close() // which need not end a Read that waits
+		once.Do(func() { end(net.ErrClosed) })
+	})
+	go func() {
+		l.urgent(true)
+		err := l.run(ctx)
+		once.Do(func() { end(err) })
 	}()
 	return l
+}
+
+// urgent tells the port that the next words are awaited by everybody, or no longer. They
+// are while there is no session: a clone has to become itself before anything else in it
+// runs.
+func (l *Listener) urgent(on bool) {
+	if p, ok := l.port.(interface{ Urgent(on bool) }); ok {
+		p.Urgent(on)
+	}
 }
 
 // Accept returns the next connection. It fails once the listener has ended.
@@ -84,13 +103,19 @@ func (l *Listener) run(ctx context.Context) error {
 		case err != nil:
 			return err
 		case f.kind == kindHello && len(f.payload) == nonceSize:
+			l.urgent(false)
 			if err := l.welcome(ctx, nonce(f.payload)); err != nil {
 				return err
 			}
 		case f.kind == kindData:
 			l.deliver(f)
+		case f.kind == kindCall && len(f.payload) >= nonceSize:
+			if err := l.answer(nonce(f.payload), f.payload[nonceSize:]); err != nil {
+				return err
+			}
 		case f.kind == kindBye && l.isEpoch(f.epoch):
 			l.replace(nil)
+			l.urgent(true)
 		}
 	}
 }

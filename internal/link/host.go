@@ -48,6 +48,18 @@ func handshake(ctx context.Context, conn net.Conn, r *bufio.Reader, n nonce) err
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	hello := behindZeros(kindHello, n, nil)
+	return exchange(ctx, conn, hello, hello, helloInterval, func() error { return readWelcome(r, n) })
+}
+
+// behindZeros returns a frame that begins with n, behind the zeros that complete whatever
+// the guest may be waiting for the end of.
+func behindZeros(kind byte, n nonce, payload []byte) []byte {
+	return appendFrame(make([]byte, maxHostFrame, 2*maxHostFrame), kind, n.epoch(), append(n[:], payload...))
+}
+
+// exchange writes a message, and from then on another in intervals, until read returns.
+func exchange(ctx context.Context, conn net.Conn, first, again []byte, interval time.Duration, read func() error) error {
 	interrupted := make(chan struct{})
 	keepGoing := context.AfterFunc(ctx, func() {
 		defer close(interrupted)
@@ -55,9 +67,9 @@ func handshake(ctx context.Context, conn net.Conn, r *bufio.Reader, n nonce) err
 	})
 	answered := make(chan struct{})
 	sent := make(chan error, 1)
-	go func() { sent <- sendHello(conn, n, answered) }()
+	go func() { sent <- repeat(conn, first, again, interval, answered) }()
 
-	err := readWelcome(r, n)
+	err := read()
 	close(answered)
 	if err != nil {
 		_ = conn.SetWriteDeadline(past)
@@ -73,12 +85,13 @@ func handshake(ctx context.Context, conn net.Conn, r *bufio.Reader, n nonce) err
 	return err
 }
 
-func sendHello(conn net.Conn, n nonce, answered <-chan struct{}) error {
-	hello := appendFrame(make([]byte, maxHostFrame, 2*maxHostFrame), kindHello, n.epoch(), n[:])
-	tick := time.NewTicker(helloInterval)
+// repeat writes first, then again in intervals until an answer has come: a guest that does
+// not listen yet loses what is sent to it.
+func repeat(conn net.Conn, first, again []byte, interval time.Duration, answered <-chan struct{}) error {
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	for {
-		if _, err := conn.Write(hello); err != nil {
+	for next := first; ; next = again {
+		if _, err := conn.Write(next); err != nil {
 			return err
 		}
 		select {

@@ -6,21 +6,22 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
-	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// Port is a virtio-serial port in the guest.
-//
-// Linux says that no host is connected by letting reads return nothing, and poll reports
-// that state as readable for as long as it lasts. Port therefore waits for *changes*
-// (the runtime's poller is edge-triggered), and costs nothing while nobody is there.
+// Port is the guest's end of a virtio-serial port of Linux, for [Serve]. It is read by a
+// thread that waits in the kernel, not through Go's poller: between an interrupt and the
+// first byte there is then as little code as can be. One goroutine at a time may read.
 type Port struct {
-	f    *os.File
-	raw  syscall.RawConn
+	name string
+	fd   int
 	gone bool // the last Read told that the host has gone
+
+	urgent bool // the reader's thread goes before all others
 }
 
 // FindPort returns the device node below dev ("/dev") of the port with the given name.
@@ -42,47 +43,98 @@ func FindPort(dev, name string) (string, error) {
 	return "", fmt.Errorf("virtio-serial port %q: %w", name, os.ErrNotExist)
 }
 
-// OpenPort opens the port at path for [Serve].
+// OpenPort opens the port with that device node.
 func OpenPort(path string) (*Port, error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	raw, err := f.SyscallConn()
-	if err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	return &Port{f: f, raw: raw}, nil
+	return &Port{name: path, fd: fd}, nil
 }
 
-// Read returns [io.EOF] once when the host goes away, and then waits for the next one.
-// Only one goroutine may read.
+// Read reads what the host has sent. The first Read without a host returns [io.EOF]; the
+// next one waits for a host.
 func (p *Port) Read(b []byte) (int, error) {
-	n, rerr := 0, error(nil)
-	err := p.raw.Read(func(fd uintptr) bool {
-		for {
-			n, rerr = unix.Read(int(fd), b)
-			if !errors.Is(rerr, unix.EINTR) {
-				break
-			}
+	if p.gone {
+		if err := p.awaitHost(); err != nil {
+			return 0, &os.PathError{Op: "wait for the host of", Path: p.name, Err: err}
 		}
-		if n == 0 && rerr == nil && p.gone {
-			return false
+		p.gone = false
+	}
+	for {
+		switch n, err := unix.Read(p.fd, b); {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return 0, &os.PathError{Op: "read", Path: p.name, Err: err}
+		case n == 0:
+			p.gone = true
+			return 0, io.EOF
+		default:
+			return n, nil
 		}
-		return !errors.Is(rerr, unix.EAGAIN)
-	})
-	if err = errors.Join(err, rerr); err != nil {
-		return 0, fmt.Errorf("read %s: %w", p.f.Name(), err)
 	}
-	if p.gone = n == 0; p.gone {
-		return 0, io.EOF
-	}
-	return n, nil
 }
 
-// Write waits while no host is connected or the host does not read.
-func (p *Port) Write(b []byte) (int, error) { return p.f.Write(b) }
+// awaitHost waits for a host. Linux says that there is none by letting reads return
+// nothing, and poll reports that state as readable for as long as it lasts: only changes
+// tell.
+func (p *Port) awaitHost() error {
+	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(poll) //nolint:errcheck // nothing was written
+	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(p.fd)}
+	if err := unix.EpollCtl(poll, unix.EPOLL_CTL_ADD, p.fd, &event); err != nil {
+		return err
+	}
+	for {
+		var events [1]unix.EpollEvent
+		_, err := unix.EpollWait(poll, events[:], -1)
+		if err == nil && events[0].Events&unix.EPOLLHUP == 0 {
+			return nil
+		}
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
 
-// Close also interrupts Read and Write.
-func (p *Port) Close() error { return p.f.Close() }
+// Write sends b.
+func (p *Port) Write(b []byte) (int, error) {
+	written := 0
+	for written < len(b) {
+		n, err := unix.Write(p.fd, b[written:])
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return written, &os.PathError{Op: "write", Path: p.name, Err: err}
+		}
+		written += max(0, n)
+	}
+	return written, nil
+}
+
+// schedParam is struct sched_param of sched_setscheduler(2).
+type schedParam struct{ priority int32 }
+
+// Urgent makes the calling goroutine, the reader, one that the kernel prefers to all
+// others, or an ordinary one again. While it is urgent it has its thread for itself.
+func (p *Port) Urgent(on bool) {
+	if p.urgent == on {
+		return
+	}
+	p.urgent = on
+	policy, param := unix.SCHED_NORMAL, schedParam{}
+	if on {
+		runtime.LockOSThread()
+		policy, param.priority = unix.SCHED_FIFO, 1
+	}
+	// It is an optimisation: a kernel that refuses it is only slower.
+	_, _, _ = unix.RawSyscall(unix.SYS_SCHED_SETSCHEDULER, 0, uintptr(policy), uintptr(unsafe.Pointer(&param)))
+	if !on {
+		runtime.UnlockOSThread()
+	}
+}
+
+// Close closes the port. A Read that waits goes on waiting: the port is as old as the
+// guest, and ends with it.
+func (p *Port) Close() error { return unix.Close(p.fd) }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
-	"net"
 	"os"
 	"time"
 
@@ -124,15 +123,16 @@ func (m *Manager) restore(ctx context.Context, b *box, snap *kiln.Snapshot, requ
 	if err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
-	dial := &dialer{machine: machine}
-	m.adopt(b, machine, dial.dial)
+	m.adopt(b, machine)
+	// The identity is on its way before the guest runs, so that it finds it there.
+	identified := make(chan error, 1)
+	go func() { identified <- b.client.SetIdentity(ctx, b.identity()) }()
 	if err := machine.Resume(ctx); err != nil {
+		cancel()
+		<-identified
 		return fmt.Errorf("resume: %w", err)
 	}
-	if err := dial.connect(ctx); err != nil {
-		return fmt.Errorf("the guest daemon does not answer: %w", err)
-	}
-	if err := b.client.SetIdentity(ctx, b.identity()); err != nil {
+	if err := <-identified; err != nil {
 		return fmt.Errorf("identity: %w", err)
 	}
 	b.change(func(s *kiln.Sandbox) { s.BootMode, s.BootTime = kiln.BootSnapshot, time.Since(requested) })
@@ -151,7 +151,7 @@ func (m *Manager) bootCold(ctx context.Context, b *box, requested time.Time) err
 	if err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
-	m.adopt(b, machine, machine.Dial)
+	m.adopt(b, machine)
 	if err := b.client.WaitReady(bootCtx); err != nil {
 		return fmt.Errorf("the guest daemon does not answer: %w", err)
 	}
@@ -167,12 +167,12 @@ func (m *Manager) bootCold(ctx context.Context, b *box, requested time.Time) err
 
 // adopt makes a started machine part of b and watches it. Should it end during the
 // start, the start is given up at once.
-func (m *Manager) adopt(b *box, machine vmm.Machine, dial func(context.Context) (net.Conn, error)) {
+func (m *Manager) adopt(b *box, machine vmm.Machine) {
 	process, err := orphan.Identify(machine.PID())
 	if err != nil { // it has ended already, and the watch will say so
 		m.log.Warn("VM process", "sandbox", b.id, "error", err)
 	}
-	b.adopt(machine, guest.New(dial), process)
+	b.adopt(machine, guest.Of(machine), process)
 	go m.watch(b, machine)
 }
 

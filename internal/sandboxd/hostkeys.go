@@ -11,12 +11,15 @@ import (
 	"path/filepath"
 )
 
+// hostKeys matches the private keys of an SSH server.
+const hostKeys = "etc/ssh/ssh_host_*_key"
+
 // replaceHostKeys gives the machine an Ed25519 host key of its own if it has any host key,
 // and removes the others. Those of other types are not made anew: an RSA key takes seconds
 // on an emulated CPU, and a client needs only one. A running sshd takes up the new key.
 func (s *Server) replaceHostKeys(hostname string) error {
 	dir := filepath.Join(s.root, "etc/ssh")
-	old, err := filepath.Glob(filepath.Join(dir, "ssh_host_*_key"))
+	old, err := filepath.Glob(filepath.Join(s.root, hostKeys))
 	if err != nil || len(old) == 0 {
 		return err
 	}

@@ -62,6 +62,7 @@ func (s *Server) postInit(w http.ResponseWriter, r *http.Request) error {
 	if err := s.takeIdentity(request); err != nil {
 		return errorf(connect.CodeInternal, "init: %w", err)
 	}
+	s.identified = s.identified || request.Hostname != ""
 	s.settings.set(next)
 	w.WriteHeader(http.StatusNoContent)
 	return nil
@@ -112,5 +113,5 @@ func (s *Server) takeIdentity(request initRequest) error {
 	if request.Hostname == "" {
 		return nil
 	}
-	return s.becomeMachine(request.Hostname)
+	return s.becomeMachine(request.Hostname, uuid(), uuid())
 }

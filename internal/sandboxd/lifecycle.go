@@ -36,6 +36,9 @@ func (s *Server) postQuiesce(w http.ResponseWriter, r *http.Request) error {
 		return &openConnectionsError{open}
 	}
 	s.system.Sync()
+	if err := s.preparePlates(); err != nil {
+		return errorf(connect.CodeInternal, "quiesce: %w", err)
+	}
 	if request.DropCaches {
 		if err := s.system.DropCaches(); err != nil {
 			return errorf(connect.CodeInternal, "quiesce: drop caches: %w", err)

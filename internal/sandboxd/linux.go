@@ -13,14 +13,20 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kilnvm/kiln/internal/sandboxd/imagefile"
 )
 
 // Linux is the [System] of a real guest. It needs root, /proc, /dev and a writable /run.
-type Linux struct{}
+type Linux struct {
+	random *os.File // once [Linux.Prepare] has opened it
+	bootID *imagefile.Mapping
+}
 
 // The kernel's requests on its random device (linux/random.h), which package unix lacks in
 // part.
 const (
+	randomDevice   = "/dev/urandom"
 	rndAddEntropy  = 0x40085203
 	rndReseedCRNG  = 0x5207
 	bootIDFile     = "/proc/sys/kernel/random/boot_id"
@@ -28,12 +34,15 @@ const (
 )
 
 // AddEntropy implements [System].
-func (Linux) AddEntropy(b []byte) error {
-	device, err := os.OpenFile("/dev/urandom", os.O_RDWR, 0)
-	if err != nil {
-		return err
+func (l *Linux) AddEntropy(b []byte) error {
+	device := l.random
+	if device == nil {
+		var err error
+		if device, err = os.OpenFile(randomDevice, os.O_RDWR, 0); err != nil {
+			return err
+		}
+		defer device.Close()
 	}
-	defer device.Close()
 	request := randPoolInfo(b)
 	if err := ioctl(device, rndAddEntropy, unsafe.Pointer(&request[0])); err != nil {
 		return fmt.Errorf("RNDADDENTROPY: %w", err)
@@ -51,25 +60,43 @@ func randPoolInfo(b []byte) []byte {
 	return append(request, b...)
 }
 
+// ioctl is for requests that do not wait for anything.
 func ioctl(f *os.File, request uintptr, arg unsafe.Pointer) error {
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), request, uintptr(arg)); errno != 0 {
+	if _, _, errno := unix.RawSyscall(unix.SYS_IOCTL, f.Fd(), request, uintptr(arg)); errno != 0 {
 		return errno
 	}
 	return nil
 }
 
+// Prepare implements [System].
+func (l *Linux) Prepare() (err error) {
+	if l.random == nil {
+		if l.random, err = os.OpenFile(randomDevice, os.O_RDWR, 0); err != nil {
+			return err
+		}
+	}
+	if err := l.SetBootID(formatUUID([16]byte{})); err != nil {
+		return err
+	}
+	l.bootID, err = imagefile.Map(bootIDOverride)
+	return err
+}
+
 // SetClock implements [System].
-func (Linux) SetClock(t time.Time) error {
+func (l *Linux) SetClock(t time.Time) error {
 	spec := unix.NsecToTimespec(t.UnixNano())
 	return unix.ClockSettime(unix.CLOCK_REALTIME, &spec)
 }
 
 // SetHostname implements [System].
-func (Linux) SetHostname(name string) error { return unix.Sethostname([]byte(name)) }
+func (l *Linux) SetHostname(name string) error { return unix.Sethostname([]byte(name)) }
 
 // SetBootID implements [System]: a file is mounted over the kernel's, once; later calls
 // change that file.
-func (Linux) SetBootID(id string) error {
+func (l *Linux) SetBootID(id string) error {
+	if l.bootID.Replace(id + "\n") {
+		return nil
+	}
 	if err := os.MkdirAll(filepath.Dir(bootIDOverride), 0o755); err != nil {
 		return err
 	}
@@ -83,7 +110,7 @@ func (Linux) SetBootID(id string) error {
 }
 
 // Reload implements [System].
-func (Linux) Reload(pidFile, command string) error {
+func (l *Linux) Reload(pidFile, command string) error {
 	text, err := os.ReadFile(pidFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -103,10 +130,10 @@ func (Linux) Reload(pidFile, command string) error {
 }
 
 // Connections implements [System].
-func (Linux) Connections() ([]string, error) { return openConnections("/proc") }
+func (l *Linux) Connections() ([]string, error) { return openConnections("/proc") }
 
 // Sync implements [System].
-func (Linux) Sync() { unix.Sync() }
+func (l *Linux) Sync() { unix.Sync() }
 
 // DropCaches implements [System].
-func (Linux) DropCaches() error { return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0) }
+func (l *Linux) DropCaches() error { return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0) }

@@ -42,7 +42,7 @@ func TestLinuxNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	inNamespaces(t, func() error {
-		if err := (Linux{}).SetHostname("a-clone"); err != nil {
+		if err := new(Linux).SetHostname("a-clone"); err != nil {
 			return err
 		}
 		var name unix.Utsname
@@ -53,8 +53,8 @@ func TestLinuxNames(t *testing.T) {
 			t.Errorf("host name %q", got)
 		}
 		for range 3 {
-			id := newBootID()
-			if err := (Linux{}).SetBootID(id); err != nil {
+			id := formatUUID(uuid())
+			if err := new(Linux).SetBootID(id); err != nil {
 				return err
 			}
 			if got, err := os.ReadFile(bootIDFile); err != nil || string(got) != id+"\n" {
@@ -77,14 +77,14 @@ func TestLinuxNames(t *testing.T) {
 func TestHazard01EntropyIsTaken(t *testing.T) {
 	fresh := make([]byte, 64)
 	_, _ = rand.Read(fresh)
-	if err := (Linux{}).AddEntropy(fresh); err != nil {
+	if err := new(Linux).AddEntropy(fresh); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestReloadSignalsOnlyWhatItShould(t *testing.T) {
 	pidFile := t.TempDir() + "/pid"
-	if err := (Linux{}).Reload(pidFile, "sleep"); err != nil {
+	if err := new(Linux).Reload(pidFile, "sleep"); err != nil {
 		t.Errorf("no file: %v", err)
 	}
 	cmd := exec.Command("sleep", "1000")
@@ -100,7 +100,7 @@ func TestReloadSignalsOnlyWhatItShould(t *testing.T) {
 		if err := os.WriteFile(pidFile, []byte(test.text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := (Linux{}).Reload(pidFile, test.command); (err == nil) != test.ok {
+		if err := new(Linux).Reload(pidFile, test.command); (err == nil) != test.ok {
 			t.Errorf("%q: %v", test.text, err)
 		}
 	}

@@ -43,8 +43,11 @@ type Server struct {
 	processes processTable
 	watchers  watcherTable
 	cpu       cpuMeter
-	initMu    sync.Mutex // one POST /init at a time
-	shutdown  sync.Once
+	initMu    sync.Mutex // one POST /init at a time; guards what follows
+	plates    plates
+	// identified is set once the machine has a name of its own.
+	identified bool
+	shutdown   sync.Once
 }
 
 // maxMessage bounds one RPC message in bytes: a client sends standard input in one piece.

@@ -4,6 +4,9 @@ import "time"
 
 // System carries out what affects the whole machine. [Linux] is the one for a guest.
 type System interface {
+	// Prepare makes ready what the methods below need, so that a clone has less left to do.
+	// It is called before a capture.
+	Prepare() error
 	// AddEntropy credits b to the kernel's random number generator and makes it derive its
 	// state anew, so that nothing generated later can equal another clone's.
 	AddEntropy(b []byte) error

@@ -233,7 +233,7 @@ func (k *bake) confine() func(pid int) error {
 func (k *bake) group() string { return filepath.Base(k.dir) }
 
 // use makes machine the one that release kills.
-func (k *bake) use(machine vmm.Machine) { k.machine, k.client = machine, guest.New(machine.Dial) }
+func (k *bake) use(machine vmm.Machine) { k.machine, k.client = machine, guest.Of(machine) }
 
 // stop ends the present VM.
 func (k *bake) stop() error {

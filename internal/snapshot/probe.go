@@ -57,5 +57,6 @@ func (k *bake) probe(ctx context.Context) error {
 func throwaway() kiln.Identity {
 	entropy := make([]byte, 64)
 	_, _ = rand.Read(entropy) // never fails: crypto/rand.Read aborts the program instead
-	return kiln.Identity{SandboxID: "trial", Hostname: "trial", Entropy: entropy, AccessToken: kiln.NewID("")}
+	id := kiln.NewSandboxID()
+	return kiln.Identity{SandboxID: id, Hostname: id, Entropy: entropy, AccessToken: kiln.NewID("")}
 }

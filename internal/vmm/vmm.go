@@ -88,6 +88,16 @@ type State struct {
 	State  string // path
 }
 
+// Caller is a [Machine] whose guest can be told something before the first connection to
+// it is made. Emulated machines have it: they pay for every line of code that their guest
+// has not run before, and a connection needs many.
+type Caller interface {
+	// Call sends one short request to the guest daemon and returns its reply. The machine
+	// need not run yet; the request waits for it. Once Dial has been called, or for a
+	// request that is too long, the error is errors.ErrUnsupported.
+	Call(ctx context.Context, request []byte) (reply []byte, err error)
+}
+
 // Machine is one running VM. Methods are safe for concurrent use.
 type Machine interface {
 	// Dial opens a new connection to the guest daemon, waiting until the guest listens

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -32,6 +33,7 @@ type Daemon struct {
 	PoweredOff <-chan struct{}
 
 	address string
+	server  *sandboxd.Server
 	stop    func()
 }
 
@@ -52,9 +54,9 @@ func Start(t testing.TB) *Daemon {
 	d.address = listener.Addr().String()
 	d.URL = "http://" + d.address
 	ctx, cancel := context.WithCancel(context.Background())
-	server := sandboxd.New(sandboxd.Options{System: d.System, Root: d.Root, PowerOff: func() { close(off); cancel() }})
+	d.server = sandboxd.New(sandboxd.Options{System: d.System, Root: d.Root, PowerOff: func() { close(off); cancel() }})
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(ctx, listener) }()
+	go func() { served <- d.server.Serve(ctx, listener) }()
 	d.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-served; err != nil {
@@ -72,6 +74,11 @@ func (d *Daemon) Stop() { d.stop() }
 func (d *Daemon) Dial(ctx context.Context) (net.Conn, error) {
 	var dialer net.Dialer
 	return dialer.DialContext(ctx, "tcp", d.address)
+}
+
+// Call sends the daemon a request by the short way that emulated machines have.
+func (d *Daemon) Call(_ context.Context, request []byte) (reply []byte, err error) {
+	return d.server.Identify(request), nil
 }
 
 // rootDir makes a root whose accounts every user of this machine can reach.
@@ -154,9 +161,12 @@ func (s *System) record(name string, change func(*Calls)) error {
 	return nil
 }
 
+// Prepare implements [sandboxd.System].
+func (s *System) Prepare() error { return nil }
+
 // AddEntropy implements [sandboxd.System].
 func (s *System) AddEntropy(b []byte) error {
-	return s.record("AddEntropy", func(c *Calls) { c.Entropy = append(c.Entropy, b) })
+	return s.record("AddEntropy", func(c *Calls) { c.Entropy = append(c.Entropy, slices.Clone(b)) })
 }
 
 // SetClock implements [sandboxd.System].

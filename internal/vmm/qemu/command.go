@@ -12,8 +12,9 @@ import (
 const portName = "kiln.0"
 
 // cmdline is the guest's kernel command line on any accelerator. A panic ends the VM at
-// once: it resets, and QEMU is told not to start again.
-const cmdline = "console=ttyS0 quiet reboot=t panic=-1"
+// once: it resets, and QEMU is told not to start again. Pressure stall information is
+// accounted at every switch between tasks, in every clone.
+const cmdline = "console=ttyS0 quiet reboot=t panic=-1 psi=0"
 
 // sandbox is QEMU's own seccomp filter: no new privileges, no new processes.
 const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"

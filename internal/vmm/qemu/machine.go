@@ -109,6 +109,26 @@ func (m *machine) linked(ctx context.Context) (*link.Session, error) {
 	return session, nil
 }
 
+// Call implements [vmm.Caller].
+func (m *machine) Call(ctx context.Context, request []byte) ([]byte, error) {
+	select {
+	case m.dialing <- struct{}{}:
+		defer func() { <-m.dialing }()
+	case <-m.done:
+		return nil, m.gone(net.ErrClosed)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if m.session != nil || m.captured || len(request) > link.MaxCall {
+		return nil, errors.ErrUnsupported
+	}
+	reply, err := link.Call(ctx, m.link, request)
+	if err != nil {
+		return nil, m.gone(err)
+	}
+	return reply, nil
+}
+
 // gone prefers the end of the machine over the failure of a connection as an explanation.
 func (m *machine) gone(err error) error {
 	select {

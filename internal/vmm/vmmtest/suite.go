@@ -215,6 +215,14 @@ func (s *suite) captureAndRestore(t *testing.T) {
 	if digestOf(t, state.Memory) != before {
 		t.Error("the capture of a clone changed the golden memory")
 	}
+	t.Run("called before it runs", func(t *testing.T) {
+		m := s.restore(t, ctx, state, scratch, "called")
+		if m == nil {
+			return
+		}
+		defer m.Kill()
+		s.calls(t, ctx, m)
+	})
 
 	t.Run("damaged state is refused", func(t *testing.T) {
 		whole, err := os.ReadFile(state.State)
