@@ -7,7 +7,7 @@ export CGO_ENABLED := 0
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: all setup build demo test bench lint leaks generate clean
+.PHONY: all setup build demo test soak bench lint leaks generate clean
 
 all: build
 
@@ -22,6 +22,9 @@ demo: build ## the main job end to end, in real VMs
 
 test: build ## the whole suite
 	@scripts/test
+
+soak: build ## the tests that repeat something, many more times
+	@KILN_SOAK=1 scripts/test
 
 bench: build ## every figure of docs/benchmarks.md
 	@scripts/bench

@@ -19,6 +19,7 @@ func (a *app) sandboxCommand() *cobra.Command {
 	cmd.AddCommand(
 		a.sandboxRun(), a.sandboxCreate(), a.sandboxExec(), a.sandboxList(), a.sandboxStatus(), a.sandboxUpload(), a.sandboxDownload(),
 		a.sandboxKeepalive(), a.sandboxDestroy(), a.sandboxRunCode(),
+		a.sandboxEgress(), a.sandboxDenials(), a.sandboxNetwork(),
 	)
 	return cmd
 }
@@ -29,6 +30,7 @@ type sandboxFlags struct {
 	bootMode       string
 	env, metadata  []string
 	ttl            time.Duration
+	egress         egressFlags
 }
 
 func (f *sandboxFlags) add(cmd *cobra.Command) {
@@ -38,6 +40,7 @@ func (f *sandboxFlags) add(cmd *cobra.Command) {
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "NAME=VALUE for every command (repeatable)")
 	flags.StringArrayVar(&f.metadata, "metadata", nil, "KEY=VALUE to find it by (repeatable)")
 	flags.DurationVar(&f.ttl, "ttl", 0, "life of the sandbox (default 5m)")
+	f.egress.add(cmd, "egress-")
 	flags.StringVar(&f.bootMode, "boot-mode", "", "insist on a start path: warm, snapshot or cold (default the fastest there is)")
 }
 
@@ -47,6 +50,9 @@ func (f *sandboxFlags) request() (api.CreateSandboxRequest, error) {
 		return req, usageError{kiln.Errorf(kiln.CodeInvalid, "no template given").WithHint("use -t TEMPLATE; 'kiln templates list' shows them")}
 	}
 	var err error
+	if req.Egress, err = f.egress.change(); err != nil {
+		return req, err
+	}
 	if req.Env, err = pairs("--env", f.env, nil); err != nil {
 		return req, err
 	}
@@ -148,6 +154,9 @@ func printSandbox(w io.Writer, sb *api.Sandbox) error {
 		rows = append(rows, []string{"ends", sb.ExpiresAt.Local().Format(time.DateTime)})
 	} else {
 		rows = append(rows, []string{"ended", sb.EndedAt.Local().Format(time.DateTime)})
+	}
+	if !sb.Egress.IsZero() {
+		rows = append(rows, []string{"egress", sb.Egress.String()})
 	}
 	if sb.Reason != "" {
 		rows = append(rows, []string{"reason", sb.Reason})

@@ -193,7 +193,7 @@ func (f *fakeSandboxes) Create(_ context.Context, req NewSandbox) (*kiln.Sandbox
 	sb := &kiln.Sandbox{
 		ID: kiln.NewSandboxID(), OrgID: req.OrgID, Template: req.Template, Status: kiln.SandboxRunning, BootMode: kiln.BootSnapshot,
 		BootTime: 70 * time.Millisecond, CreatedAt: time.Now(), ExpiresAt: time.Now().Add(req.TTL), Metadata: req.Metadata,
-		VCPUs: 1, MemoryMiB: 512, Size: "shared-cpu-1x",
+		VCPUs: 1, MemoryMiB: 512, Size: "shared-cpu-1x", Egress: req.Egress,
 	}
 	f.byID[sb.ID] = sb
 	return sb, nil
@@ -359,7 +359,7 @@ func newTestServer(t *testing.T, change func(*Options)) *testServer {
 	t.Helper()
 	ts := &testServer{templates: newFakeTemplates(), sandboxes: newFakeSandboxes()}
 	opts := Options{
-		Templates: ts.templates, Diffs: ts.templates, Sandboxes: ts.sandboxes, Auth: fakeAuth{testToken: kiln.LocalOrgID, "other": "org2"},
+		Templates: ts.templates, Diffs: ts.templates, Sandboxes: ts.sandboxes, Networks: fakeNetworks{ts.sandboxes}, Auth: fakeAuth{testToken: kiln.LocalOrgID, "other": "org2"},
 		SpoolDir: t.TempDir(), Version: "test",
 	}
 	if change != nil {

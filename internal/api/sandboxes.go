@@ -35,6 +35,7 @@ type NewSandbox struct {
 	Metadata map[string]string
 	TTL      time.Duration
 	BootMode kiln.BootMode // the only start path that will do; "" means the fastest there is
+	Egress   kiln.EgressPolicy
 }
 
 // DefaultTemplate is what a request without a template gets, as with PandaStack.
@@ -63,6 +64,7 @@ type CreateSandboxRequest struct {
 	Env          map[string]string `json:"env,omitempty" doc:"Variables of every command"`
 	Metadata     map[string]string `json:"metadata,omitempty"`
 	BootMode     string            `json:"boot_mode,omitempty" doc:"For tests and measurements: warm, snapshot or cold, and an error where that is impossible; default the fastest path there is"`
+	Egress       *EgressChange     `json:"egress,omitempty" doc:"What the sandbox may reach; default the template's"`
 	Persistent   bool              `json:"persistent,omitempty" doc:"Not supported: must be false"`
 	FromSnapshot string            `json:"from_snapshot,omitempty" doc:"Not supported: must be empty"`
 	Volumes      []any             `json:"volumes,omitempty" doc:"Not supported: must be empty"`
@@ -158,6 +160,12 @@ func (s *Server) newSandbox(ctx context.Context, body *CreateSandboxRequest) (Ne
 		return NewSandbox{}, notSupported("volumes")
 	}
 	req := NewSandbox{OrgID: orgOf(ctx), Template: body.Template, Size: body.Size, Env: body.Env, Metadata: body.Metadata}
+	if body.Egress != nil {
+		req.Egress = body.Egress.Policy()
+		if err := req.Egress.Validate(); err != nil {
+			return NewSandbox{}, err
+		}
+	}
 	var err error
 	if req.BootMode, err = kiln.ParseBootMode(body.BootMode); err != nil {
 		return NewSandbox{}, err

@@ -20,6 +20,7 @@ type Options struct {
 	Templates Templates
 	Diffs     Diffs
 	Sandboxes Sandboxes
+	Networks  Networks
 	Auth      Authenticator
 	// Ready says why the server cannot serve yet or any more; nil means always ready.
 	Ready func() error
@@ -67,6 +68,7 @@ func New(opts Options) *Server {
 	s.registerDiff()
 	s.registerBuilds()
 	s.registerSandboxes()
+	s.registerEgress()
 	s.registerExec()
 	s.registerFiles()
 	s.registerHealth()

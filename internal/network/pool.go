@@ -309,3 +309,10 @@ func (p *Pool) all() []*Slot {
 	}
 	return list
 }
+
+// Slots returns how many slots exist.
+func (p *Pool) Slots() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.slots)
+}

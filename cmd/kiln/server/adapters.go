@@ -54,7 +54,7 @@ type sandboxes struct {
 func (s sandboxes) Create(ctx context.Context, req api.NewSandbox) (*kiln.Sandbox, error) {
 	sb, err := s.Manager.Create(ctx, sandbox.CreateRequest{
 		OrgID: req.OrgID, Template: req.Template, Size: req.Size, TTL: req.TTL, Env: req.Env, Metadata: req.Metadata,
-		BootMode: req.BootMode,
+		BootMode: req.BootMode, Egress: req.Egress,
 	})
 	if err != nil {
 		return nil, s.onFirstUse(ctx, req.OrgID, req.Template, err)

@@ -5,9 +5,11 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -17,7 +19,11 @@ import (
 )
 
 // Guest is a namespace that is attached to a slot's tap as a VM would be.
-type Guest struct{ NS netns.NsHandle }
+type Guest struct {
+	NS netns.NsHandle
+	// Detach lets go of the tap, as the end of a VM does. It may be repeated.
+	Detach func()
+}
 
 // Guest attaches one. It has the address and the route that a VM gives itself.
 func (w *World) Guest(t testing.TB, n *vmm.Network) *Guest {
@@ -60,12 +66,13 @@ func (w *World) Guest(t testing.TB, n *vmm.Network) *Guest {
 			copied <- struct{}{}
 		}()
 	}
-	t.Cleanup(func() {
+	g.Detach = sync.OnceFunc(func() {
 		inner.Close()
 		outer.Close()
 		<-copied
 		<-copied
 	})
+	t.Cleanup(g.Detach)
 	return g
 }
 
@@ -125,4 +132,16 @@ func (g *Guest) Reaches(network, addr string) bool {
 	}
 	_, err = io.ReadFull(conn, make([]byte, 4))
 	return err == nil
+}
+
+// Ask sends a question for a name to the gateway.
+func (g *Guest) Ask(network, name string, kind uint16) (*dns.Msg, error) {
+	conn, err := g.Dial(network, guestnet.Gateway().String()+":53")
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	client := dns.Client{Net: network, Timeout: 2 * time.Second}
+	reply, _, err := client.ExchangeWithConn(new(dns.Msg).SetQuestion(dns.Fqdn(name), kind).SetEdns0(dns.DefaultMsgSize, false), &dns.Conn{Conn: conn})
+	return reply, err
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 
+	"github.com/kilnvm/kiln/internal/hostcmd"
 	"github.com/kilnvm/kiln/internal/network"
 	"github.com/kilnvm/kiln/internal/store"
 )
@@ -169,4 +170,21 @@ func address(name, cidr string) error {
 	}
 	ip := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 	return netlink.AddrAdd(link, &netlink.Addr{IPNet: ip})
+}
+
+// HostRules returns the host's whole ruleset without handles and counts, as nft prints it.
+func (w *World) HostRules(t testing.TB) string {
+	t.Helper()
+	return w.Rules(t, w.Host)
+}
+
+// Rules returns the ruleset of a namespace.
+func (w *World) Rules(t testing.TB, ns netns.NsHandle) string {
+	t.Helper()
+	var out []byte
+	w.In(t, ns, func() (err error) {
+		out, err = hostcmd.Output(t.Context(), "nft", "--stateless", "list", "ruleset")
+		return err
+	})
+	return string(out)
 }

@@ -1,0 +1,42 @@
+package network
+
+import (
+	"strconv"
+
+	"github.com/kilnvm/kiln"
+)
+
+// Case is a line of the table of precedence for tests with live rules.
+type Case struct {
+	Name    string
+	Policy  kiln.EgressPolicy
+	Network string // "tcp" or "udp"
+	Addr    string
+	// Name is resolved first when the packet goes to a resolved address.
+	Resolved, Allow bool
+}
+
+// Cases returns the table of precedence.
+func Cases() []Case {
+	var list []Case
+	for _, d := range decisions() {
+		c := Case{Name: d.name, Policy: d.policy, Network: protocolName(d.packet.Proto), Resolved: d.packet.Resolved, Allow: d.allow}
+		c.Addr = d.packet.Dst.String() + ":" + strconv.Itoa(int(d.packet.Port))
+		list = append(list, c)
+	}
+	return list
+}
+
+// Crash ends a pool as the end of its process would: descriptors close, nothing else.
+func (p *Pool) Crash() {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	p.work.Wait()
+	for _, s := range p.all() {
+		s.names.close()
+		_ = s.rules.CloseLasting()
+		_ = s.ns.Close()
+	}
+	_ = p.instance.file.Close()
+}
