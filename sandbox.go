@@ -129,6 +129,14 @@ func ParseSandboxStatus(name string) (SandboxStatus, error) {
 	return "", Errorf(CodeInvalid, "status %q is unknown", name).WithHint("statuses are %s", strings.Join(names, ", "))
 }
 
+// LifecycleChange says what is to change about how long a sandbox lives; nil stays as it
+// is.
+type LifecycleChange struct {
+	TTL         *time.Duration // from now on
+	Persistent  *bool
+	IdleTimeout *time.Duration // 0 means for ever
+}
+
 // SandboxFilter chooses sandboxes. A zero field chooses all.
 type SandboxFilter struct {
 	OrgID    string

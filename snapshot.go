@@ -44,6 +44,8 @@ type VMSpec struct {
 	ScratchMB int
 	// Egress is what the VM may reach while it gets ready to be captured.
 	Egress EgressPolicy
+	// PostRestore runs in every clone before it is handed out; no snapshot depends on it.
+	PostRestore string
 }
 
 // VMSpec returns what a VM of version v at the given size is made of.
@@ -51,7 +53,8 @@ func (v *Version) VMSpec(size Size) VMSpec {
 	return VMSpec{
 		Rootfs: v.Rootfs, Size: size, Config: v.Config, Env: v.Metadata.Env,
 		StartCmd: v.Metadata.StartCmd, ReadyCmd: v.Metadata.ReadyCmd, ScratchMB: v.ScratchMB(),
-		Egress: v.Metadata.Egress,
+		Egress:      v.Metadata.Egress,
+		PostRestore: v.Metadata.PostRestore,
 	}
 }
 

@@ -18,7 +18,7 @@ func (a *app) sandboxCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "sandbox", Aliases: []string{"sandboxes", "sb"}, Short: "Start and use sandboxes"}
 	cmd.AddCommand(
 		a.sandboxRun(), a.sandboxCreate(), a.sandboxExec(), a.sandboxList(), a.sandboxStatus(), a.sandboxUpload(), a.sandboxDownload(),
-		a.sandboxKeepalive(), a.sandboxDestroy(), a.sandboxRunCode(),
+		a.sandboxKeepalive(), a.sandboxRunCode(), a.sandboxPause(), a.sandboxWake(), a.sandboxFork(), a.sandboxLifecycle(), a.sandboxDestroy(),
 		a.sandboxEgress(), a.sandboxDenials(), a.sandboxNetwork(),
 	)
 	return cmd
@@ -29,7 +29,8 @@ type sandboxFlags struct {
 	template, size string
 	bootMode       string
 	env, metadata  []string
-	ttl            time.Duration
+	ttl, idle      time.Duration
+	persistent     bool
 	egress         egressFlags
 }
 
@@ -41,6 +42,8 @@ func (f *sandboxFlags) add(cmd *cobra.Command) {
 	flags.StringArrayVar(&f.metadata, "metadata", nil, "KEY=VALUE to find it by (repeatable)")
 	flags.DurationVar(&f.ttl, "ttl", 0, "life of the sandbox (default 5m)")
 	f.egress.add(cmd, "egress-")
+	flags.BoolVar(&f.persistent, "persistent", false, "pause it, instead of ending it, when it expires or is idle")
+	flags.DurationVar(&f.idle, "idle-timeout", 0, "end it, or pause it if it is persistent, when nobody has used it for so long (default never)")
 	flags.StringVar(&f.bootMode, "boot-mode", "", "insist on a start path: warm, snapshot or cold (default the fastest there is)")
 }
 
@@ -59,14 +62,15 @@ func (f *sandboxFlags) request() (api.CreateSandboxRequest, error) {
 	if req.Metadata, err = pairs("--metadata", f.metadata, nil); err != nil {
 		return req, err
 	}
-	if f.ttl < 0 {
-		return req, usageError{kiln.Errorf(kiln.CodeInvalid, "--ttl %v is negative", f.ttl)}
+	if req.TTLSeconds, err = wholeSeconds("--ttl", f.ttl); err != nil {
+		return req, err
 	}
-	if f.ttl > 0 {
-		seconds := int64((f.ttl + time.Second - 1) / time.Second)
-		req.TTLSeconds = &seconds
+	idle, err := wholeSeconds("--idle-timeout", f.idle)
+	if idle != nil {
+		req.IdleSeconds = *idle
 	}
-	return req, nil
+	req.Persistent = f.persistent
+	return req, err
 }
 
 func (a *app) sandboxCreate() *cobra.Command {
@@ -97,33 +101,6 @@ func (a *app) sandboxCreate() *cobra.Command {
 	return cmd
 }
 
-func (a *app) sandboxList() *cobra.Command {
-	return &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List living sandboxes", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			list, err := c.ListSandboxes(cmd.Context())
-			if err != nil {
-				return err
-			}
-			if a.json() {
-				return a.printJSON(list)
-			}
-			rows := [][]string{{"ID", "TEMPLATE", "SIZE", "STATUS", "BOOT", "AGE", "ENDS IN"}}
-			for _, sb := range list {
-				rows = append(rows, []string{
-					sb.ID, fmt.Sprintf("%s@%d", sb.Template, sb.Version), sb.Size, string(sb.Status), fmt.Sprintf("%s %dms", sb.BootMode, sb.BootMS),
-					time.Since(sb.CreatedAt).Round(time.Second).String(), time.Until(sb.ExpiresAt).Round(time.Second).String(),
-				})
-			}
-			return table(a.stdout, rows)
-		},
-	}
-}
-
 func (a *app) sandboxStatus() *cobra.Command {
 	return &cobra.Command{
 		Use: "status ID", Aliases: []string{"show", "get"}, Short: "Show one sandbox", Args: cobra.ExactArgs(1),
@@ -150,10 +127,16 @@ func printSandbox(w io.Writer, sb *api.Sandbox) error {
 		{"size", fmt.Sprintf("%s (%d vCPU, %d MiB)", sb.Size, sb.VCPUs, sb.MemoryMiB)}, {"disk", fmt.Sprintf("%d MiB", sb.DiskMB)},
 		{"boot", fmt.Sprintf("%s, %d ms", sb.BootMode, sb.BootMS)}, {"created", sb.CreatedAt.Local().Format(time.DateTime)},
 	}
-	if sb.EndedAt.IsZero() {
-		rows = append(rows, []string{"ends", sb.ExpiresAt.Local().Format(time.DateTime)})
-	} else {
+	switch {
+	case !sb.EndedAt.IsZero():
 		rows = append(rows, []string{"ended", sb.EndedAt.Local().Format(time.DateTime)})
+	case !sb.PausedAt.IsZero():
+		rows = append(rows, []string{"paused", sb.PausedAt.Local().Format(time.DateTime)})
+	default:
+		rows = append(rows, []string{whenOver(sb), sb.ExpiresAt.Local().Format(time.DateTime)})
+	}
+	if sb.Parent != "" {
+		rows = append(rows, []string{"forked from", sb.Parent})
 	}
 	if !sb.Egress.IsZero() {
 		rows = append(rows, []string{"egress", sb.Egress.String()})

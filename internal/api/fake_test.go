@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -175,9 +176,10 @@ func (f *fakeTemplates) Logs(_ context.Context, _, _ string, offset int64, _ boo
 
 // fakeSandboxes hands out guests that run commands on this machine.
 type fakeSandboxes struct {
-	mu    sync.Mutex
-	byID  map[string]*kiln.Sandbox
-	guest *hostGuest
+	mu     sync.Mutex
+	byID   map[string]*kiln.Sandbox
+	guest  *hostGuest
+	filter kiln.SandboxFilter // of the last List
 }
 
 func newFakeSandboxes() *fakeSandboxes {
@@ -199,16 +201,18 @@ func (f *fakeSandboxes) Create(_ context.Context, req NewSandbox) (*kiln.Sandbox
 	return sb, nil
 }
 
-func (f *fakeSandboxes) List(_ context.Context, org string) ([]*kiln.Sandbox, error) {
+func (f *fakeSandboxes) List(_ context.Context, filter kiln.SandboxFilter) ([]*kiln.Sandbox, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.filter = filter
 	var out []*kiln.Sandbox
 	for _, sb := range f.byID {
-		if sb.OrgID == org {
+		if sb.OrgID == filter.OrgID && sb.ID > filter.After.ID {
 			out = append(out, sb)
 		}
 	}
-	return out, nil
+	slices.SortFunc(out, func(a, b *kiln.Sandbox) int { return strings.Compare(a.ID, b.ID) })
+	return out[:min(len(out), filter.Limit)], nil
 }
 
 func (f *fakeSandboxes) Get(_ context.Context, org, id string) (*kiln.Sandbox, error) {
@@ -220,13 +224,56 @@ func (f *fakeSandboxes) Get(_ context.Context, org, id string) (*kiln.Sandbox, e
 	return nil, kiln.Errorf(kiln.CodeNotFound, "sandbox %q not found", id)
 }
 
-func (f *fakeSandboxes) Keepalive(ctx context.Context, org, id string, ttl time.Duration) (*kiln.Sandbox, error) {
+func (f *fakeSandboxes) ChangeLifecycle(ctx context.Context, org, id string, c kiln.LifecycleChange) (*kiln.Sandbox, error) {
 	sb, err := f.Get(ctx, org, id)
 	if err != nil {
 		return nil, err
 	}
-	sb.ExpiresAt = time.Now().Add(ttl)
+	if c.TTL != nil {
+		sb.ExpiresAt = time.Now().Add(*c.TTL)
+	}
+	if c.Persistent != nil {
+		sb.Persistent = *c.Persistent
+	}
+	if c.IdleTimeout != nil {
+		sb.IdleTimeout = *c.IdleTimeout
+	}
 	return sb, nil
+}
+
+func (f *fakeSandboxes) Pause(ctx context.Context, org, id string) (*kiln.Sandbox, error) {
+	sb, err := f.Get(ctx, org, id)
+	if err == nil && sb.Status == kiln.SandboxPaused {
+		err = kiln.Errorf(kiln.CodeConflict, "paused already")
+	}
+	if err != nil {
+		return nil, err
+	}
+	sb.Status = kiln.SandboxPaused
+	return sb, nil
+}
+
+func (f *fakeSandboxes) Wake(ctx context.Context, org, id string) (*kiln.Sandbox, error) {
+	sb, err := f.Get(ctx, org, id)
+	if err != nil {
+		return nil, err
+	}
+	sb.Status = kiln.SandboxRunning
+	return sb, nil
+}
+
+func (f *fakeSandboxes) Fork(ctx context.Context, org, id string, req ForkSandbox) ([]Forked, error) {
+	sb, err := f.Get(ctx, org, id)
+	if err != nil {
+		return nil, err
+	}
+	forked := []Forked{{Err: kiln.Errorf(kiln.CodeExhausted, "no room for the last one")}}
+	for range req.Count - 1 {
+		child := *sb
+		child.ID, child.Parent = kiln.NewSandboxID(), id
+		forked = append(forked, Forked{Sandbox: &child})
+	}
+	return forked, nil
 }
 
 func (f *fakeSandboxes) Destroy(ctx context.Context, org, id string) error {

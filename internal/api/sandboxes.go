@@ -15,14 +15,23 @@ import (
 type Sandboxes interface {
 	// Create returns when the sandbox's daemon has answered.
 	Create(ctx context.Context, req NewSandbox) (*kiln.Sandbox, error)
-	List(ctx context.Context, orgID string) ([]*kiln.Sandbox, error)
+	// List returns the sandboxes that f chooses, oldest first.
+	List(ctx context.Context, f kiln.SandboxFilter) ([]*kiln.Sandbox, error)
 	Get(ctx context.Context, orgID, id string) (*kiln.Sandbox, error)
-	// Keepalive lets a running sandbox live ttl from now on.
-	Keepalive(ctx context.Context, orgID, id string, ttl time.Duration) (*kiln.Sandbox, error)
+	// ChangeLifecycle changes how long a sandbox lives.
+	ChangeLifecycle(ctx context.Context, orgID, id string, c kiln.LifecycleChange) (*kiln.Sandbox, error)
+	// Pause saves a running sandbox and gives back what it uses of the host. One that is
+	// paused already is a conflict.
+	Pause(ctx context.Context, orgID, id string) (*kiln.Sandbox, error)
+	// Wake lets a paused sandbox run again. One that runs stays as it is.
+	Wake(ctx context.Context, orgID, id string) (*kiln.Sandbox, error)
+	// Fork makes running copies of a sandbox; the result has one element per copy.
+	Fork(ctx context.Context, orgID, id string, req ForkSandbox) ([]Forked, error)
 	// Destroy ends a sandbox and releases what it holds. It is idempotent for a sandbox
 	// that has existed.
 	Destroy(ctx context.Context, orgID, id string) error
-	// Guest returns the daemon of a running sandbox. One that has ended is not found.
+	// Guest returns the daemon of a sandbox, whose requests wake it if it is paused. One
+	// that has ended is not found.
 	Guest(ctx context.Context, orgID, id string) (Guest, error)
 }
 
@@ -34,8 +43,11 @@ type NewSandbox struct {
 	Env      map[string]string
 	Metadata map[string]string
 	TTL      time.Duration
-	BootMode kiln.BootMode // the only start path that will do; "" means the fastest there is
-	Egress   kiln.EgressPolicy
+	// Persistent sandboxes are paused, not ended, when they expire or have been idle.
+	Persistent  bool
+	IdleTimeout time.Duration // 0 means for ever
+	BootMode    kiln.BootMode // the only start path that will do; "" means the fastest there is
+	Egress      kiln.EgressPolicy
 }
 
 // DefaultTemplate is what a request without a template gets, as with PandaStack.
@@ -65,23 +77,10 @@ type CreateSandboxRequest struct {
 	Metadata     map[string]string `json:"metadata,omitempty"`
 	BootMode     string            `json:"boot_mode,omitempty" doc:"For tests and measurements: warm, snapshot or cold, and an error where that is impossible; default the fastest path there is"`
 	Egress       *EgressChange     `json:"egress,omitempty" doc:"What the sandbox may reach; default the template's"`
-	Persistent   bool              `json:"persistent,omitempty" doc:"Not supported: must be false"`
+	Persistent   bool              `json:"persistent,omitempty" doc:"Pause it, instead of ending it, when it expires or is idle"`
+	IdleSeconds  int64             `json:"idle_seconds,omitempty" minimum:"0" maximum:"86400" doc:"Pause or end it when nobody has used it for so long; 0: never"`
 	FromSnapshot string            `json:"from_snapshot,omitempty" doc:"Not supported: must be empty"`
 	Volumes      []any             `json:"volumes,omitempty" doc:"Not supported: must be empty"`
-}
-
-// Lifecycle says how long a sandbox lives.
-type Lifecycle struct {
-	TTLSeconds  int64 `json:"ttl_seconds" doc:"Seconds left"`
-	Persistent  bool  `json:"persistent"`
-	IdleSeconds int64 `json:"idle_seconds"`
-}
-
-// LifecycleChange changes it.
-type LifecycleChange struct {
-	_          struct{} `additionalProperties:"true"`
-	TTLSeconds *int64   `json:"ttl_seconds,omitempty" doc:"Life in seconds from now"`
-	Persistent *bool    `json:"persistent,omitempty" doc:"Not supported: must be false"`
 }
 
 // SandboxID is the path parameter of everything about one sandbox.
@@ -92,12 +91,6 @@ type SandboxID struct {
 type (
 	createSandboxInput struct{ Body *CreateSandboxRequest }
 	sandboxOutput      struct{ Body Sandbox }
-	sandboxesOutput    struct{ Body []Sandbox }
-	lifecycleInput     struct {
-		SandboxID
-		Body *LifecycleChange
-	}
-	lifecycleOutput struct{ Body Lifecycle }
 )
 
 func (s *Server) registerSandboxes() {
@@ -107,10 +100,6 @@ func (s *Server) registerSandboxes() {
 		Summary: "Start a sandbox; answers when it can run commands", DefaultStatus: http.StatusCreated,
 	}, unbounded: true}, s.createSandbox)
 	register(s, route{Operation: huma.Operation{
-		OperationID: "listSandboxes", Method: http.MethodGet, Path: "/v1/sandboxes", Tags: tags,
-		Summary: "List living sandboxes",
-	}}, s.listSandboxes)
-	register(s, route{Operation: huma.Operation{
 		OperationID: "getSandbox", Method: http.MethodGet, Path: "/v1/sandboxes/{id}", Tags: tags,
 		Summary: "Show one sandbox",
 	}}, s.getSandbox)
@@ -118,18 +107,8 @@ func (s *Server) registerSandboxes() {
 		OperationID: "deleteSandbox", Method: http.MethodDelete, Path: "/v1/sandboxes/{id}", Tags: tags,
 		Summary: "End a sandbox at once", DefaultStatus: http.StatusNoContent,
 	}}, s.deleteSandbox)
-	register(s, route{Operation: huma.Operation{
-		OperationID: "keepSandboxAlive", Method: http.MethodPost, Path: "/v1/sandboxes/{id}/keepalive", Tags: tags,
-		Summary: "Let a sandbox live ttl_seconds from now, by default as long as a new one",
-	}}, s.keepalive)
-	register(s, route{Operation: huma.Operation{
-		OperationID: "getLifecycle", Method: http.MethodGet, Path: "/v1/sandboxes/{id}/lifecycle", Tags: tags,
-		Summary: "Show how long a sandbox lives",
-	}}, s.getLifecycle)
-	register(s, route{Operation: huma.Operation{
-		OperationID: "changeLifecycle", Method: http.MethodPatch, Path: "/v1/sandboxes/{id}/lifecycle", Tags: tags,
-		Summary: "Change how long a sandbox lives",
-	}}, s.changeLifecycle)
+	s.registerSandboxList()
+	s.registerLifecycle()
 }
 
 func (s *Server) createSandbox(ctx context.Context, in *createSandboxInput) (*sandboxOutput, error) {
@@ -152,14 +131,13 @@ func (s *Server) createSandbox(ctx context.Context, in *createSandboxInput) (*sa
 
 func (s *Server) newSandbox(ctx context.Context, body *CreateSandboxRequest) (NewSandbox, error) {
 	switch {
-	case body.Persistent:
-		return NewSandbox{}, notSupported("persistent sandboxes")
 	case body.FromSnapshot != "":
 		return NewSandbox{}, notSupported("sandboxes from a snapshot (from_snapshot)")
 	case len(body.Volumes) > 0:
 		return NewSandbox{}, notSupported("volumes")
 	}
-	req := NewSandbox{OrgID: orgOf(ctx), Template: body.Template, Size: body.Size, Env: body.Env, Metadata: body.Metadata}
+	req := NewSandbox{OrgID: orgOf(ctx), Template: body.Template, Size: body.Size, Env: body.Env, Metadata: body.Metadata,
+		Persistent: body.Persistent, IdleTimeout: time.Duration(body.IdleSeconds) * time.Second}
 	if body.Egress != nil {
 		req.Egress = body.Egress.Policy()
 		if err := req.Egress.Validate(); err != nil {
@@ -213,18 +191,6 @@ func (s *Server) ttl(seconds *int64) (time.Duration, error) {
 	return time.Duration(*seconds) * time.Second, nil
 }
 
-func (s *Server) listSandboxes(ctx context.Context, _ *struct{}) (*sandboxesOutput, error) {
-	list, err := s.opts.Sandboxes.List(ctx, orgOf(ctx))
-	if err != nil {
-		return nil, err
-	}
-	out := &sandboxesOutput{Body: make([]Sandbox, 0, len(list))}
-	for _, sb := range list {
-		out.Body = append(out.Body, sandboxOf(sb))
-	}
-	return out, nil
-}
-
 func (s *Server) getSandbox(ctx context.Context, in *SandboxID) (*sandboxOutput, error) {
 	sb, err := s.opts.Sandboxes.Get(ctx, orgOf(ctx), in.ID)
 	if err != nil {
@@ -235,51 +201,4 @@ func (s *Server) getSandbox(ctx context.Context, in *SandboxID) (*sandboxOutput,
 
 func (s *Server) deleteSandbox(ctx context.Context, in *SandboxID) (*struct{}, error) {
 	return nil, s.opts.Sandboxes.Destroy(ctx, orgOf(ctx), in.ID)
-}
-
-func (s *Server) keepalive(ctx context.Context, in *lifecycleInput) (*sandboxOutput, error) {
-	sb, err := s.extend(ctx, in)
-	if err != nil {
-		return nil, err
-	}
-	return &sandboxOutput{Body: sandboxOf(sb)}, nil
-}
-
-func (s *Server) extend(ctx context.Context, in *lifecycleInput) (*kiln.Sandbox, error) {
-	var seconds *int64
-	if in.Body != nil {
-		seconds = in.Body.TTLSeconds
-	}
-	ttl, err := s.ttl(seconds)
-	if err != nil {
-		return nil, err
-	}
-	return s.opts.Sandboxes.Keepalive(ctx, orgOf(ctx), in.ID, ttl)
-}
-
-func (s *Server) getLifecycle(ctx context.Context, in *SandboxID) (*lifecycleOutput, error) {
-	sb, err := s.opts.Sandboxes.Get(ctx, orgOf(ctx), in.ID)
-	if err != nil {
-		return nil, err
-	}
-	return &lifecycleOutput{Body: lifecycleOf(sb)}, nil
-}
-
-func (s *Server) changeLifecycle(ctx context.Context, in *lifecycleInput) (*lifecycleOutput, error) {
-	if in.Body != nil && in.Body.Persistent != nil && *in.Body.Persistent {
-		return nil, notSupported("persistent sandboxes")
-	}
-	if in.Body == nil || in.Body.TTLSeconds == nil {
-		return s.getLifecycle(ctx, &in.SandboxID)
-	}
-	sb, err := s.extend(ctx, in)
-	if err != nil {
-		return nil, err
-	}
-	return &lifecycleOutput{Body: lifecycleOf(sb)}, nil
-}
-
-func lifecycleOf(s *kiln.Sandbox) Lifecycle {
-	left := time.Until(s.ExpiresAt).Round(time.Second)
-	return Lifecycle{TTLSeconds: max(0, int64(left/time.Second))}
 }

@@ -59,12 +59,12 @@ func TestServerThatIsNotThere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.ListSandboxes(t.Context()); kiln.CodeOf(err) != kiln.CodeUnavailable || !strings.Contains(err.Error(), "kiln serve") {
+	if _, err := c.ListSandboxes(t.Context(), kiln.SandboxFilter{}); kiln.CodeOf(err) != kiln.CodeUnavailable || !strings.Contains(err.Error(), "kiln serve") {
 		t.Errorf("got %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := c.ListSandboxes(ctx); !errors.Is(err, context.Canceled) {
+	if _, err := c.ListSandboxes(ctx, kiln.SandboxFilter{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 	for _, bad := range []string{"", "127.0.0.1:7070", "ftp://x", "http://", "://"} {

@@ -33,6 +33,9 @@ type Client struct {
 	token string
 }
 
+// BaseURL is where a daemon is when its transport knows the way by itself.
+const BaseURL = "http://guest"
+
 // New returns a client whose connections are made by dial. Close it when the VM ends.
 func New(dial func(context.Context) (net.Conn, error)) *Client {
 	transport := &http.Transport{
@@ -42,7 +45,7 @@ func New(dial func(context.Context) (net.Conn, error)) *Client {
 		MaxIdleConnsPerHost: 16,
 		IdleConnTimeout:     time.Minute,
 	}
-	return NewHTTP("http://guest", transport)
+	return NewHTTP(BaseURL, transport)
 }
 
 // Machine is a VM whose daemon can be reached.

@@ -2,12 +2,14 @@ package guest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
 	"time"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/guestapi/identity"
 )
 
 // Setup is how commands run in sandboxes of a template. It is part of the snapshot.
@@ -78,6 +80,21 @@ func (c *Client) Configure(ctx context.Context, s Setup) error {
 		user = "root"
 	}
 	return c.post(ctx, "/init", initRequest{ImageEnv: &env, DefaultUser: &user, DefaultWorkdir: &s.WorkingDir})
+}
+
+// Refresh tells a clone that goes on after a pause what changed meanwhile: the time, and
+// its random state, lest a fork of it have the same. Requests of this client carry token.
+func (c *Client) Refresh(ctx context.Context, token string, entropy []byte) error {
+	c.UseToken(token)
+	now := time.Now()
+	err := c.send(ctx, identity.Request{Time: now, Entropy: entropy})
+	if errors.Is(err, errors.ErrUnsupported) {
+		err = c.post(ctx, "/init", initRequest{Timestamp: &now, Entropy: entropy, AccessToken: token})
+	}
+	if err != nil {
+		return err
+	}
+	return c.correctClock(ctx, time.Since(now))
 }
 
 // Quiesce makes a VM fit for a capture: its data is on its disk. If connections to the

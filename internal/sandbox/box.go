@@ -21,16 +21,57 @@ type box struct {
 	cancelStart context.CancelCauseFunc
 	started     chan struct{} // closed when the start is over, however it went
 	ended       chan struct{} // closed when everything is released
-	release     func()        // gives the promised memory back
 	saving      sync.Mutex    // orders the writes of the row
+	// front is the client that others are given. It wakes the sandbox and counts as its
+	// use, as long as the box lives; client belongs to the machine of the moment.
+	front *guest.Client
 
 	mu      sync.Mutex
 	view    kiln.Sandbox
 	machine vmm.Machine
 	client  *guest.Client
 	slot    *network.Slot // nil without a network
+	release func()        // gives the promised memory back; nil when none is promised
 	expiry  *time.Timer
+	idle    *time.Timer // nil without an idle timeout
+	users   int         // requests and others that use it now
+	lastUse time.Time
+	under   *change // nil while nothing changes its status
 	ending  bool
+}
+
+// newBox returns a box that nothing has been acquired for but a promise of memory.
+func (m *Manager) newBox(view kiln.Sandbox, p *plan, release func()) *box {
+	b := &box{
+		id: view.ID, dir: m.dir(view.ID), plan: p, view: view, release: release, cancelStart: func(error) {},
+		started: make(chan struct{}), ended: make(chan struct{}),
+	}
+	b.front = guest.NewHTTP(guest.BaseURL, &visitor{m, b})
+	b.front.UseToken(view.AccessToken)
+	return b
+}
+
+// promise makes sure that the box has memory promised to it.
+func (b *box) promise(reserve func(orgID string, size kiln.Size) (release func(), err error)) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.release != nil {
+		return nil
+	}
+	var err error
+	b.release, err = reserve(b.view.OrgID, b.plan.size)
+	return err
+}
+
+// giveBack gives the promised memory back, if there is any.
+func (b *box) giveBack() {
+	b.mu.Lock()
+	release := b.release
+	b.release = nil
+	b.mu.Unlock()
+	if release != nil {
+		release()
+	}
 }
 
 // snapshot returns a copy of the sandbox as it is now.
@@ -56,43 +97,36 @@ func (b *box) adopt(machine vmm.Machine, client *guest.Client, p kiln.Process) {
 	b.machine, b.client, b.view.Process = machine, client, p
 }
 
+// has reports whether machine is the one that the box lives on.
+func (b *box) has(machine vmm.Machine) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.machine == machine
+}
+
 // run makes the sandbox a running one. It fails when the box began to end meanwhile.
-func (b *box) run(expire func()) error {
+func (b *box) run(expire, idle func()) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.ending {
 		return errEnding(b.id)
 	}
 	b.view.Status = kiln.SandboxRunning
-	b.expiry = time.AfterFunc(time.Until(b.view.ExpiresAt), expire)
+	b.startClocks(expire, idle)
 	return nil
 }
 
-func (b *box) runningClient() (*guest.Client, error) {
+// frontClient returns the client for others.
+func (b *box) frontClient() (*guest.Client, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	switch b.view.Status {
-	case kiln.SandboxRunning:
-		return b.client, nil
-	case kiln.SandboxCreating:
-		return nil, kiln.Errorf(kiln.CodeConflict, "sandbox %s is still starting", b.id)
-	default:
+	switch {
+	case b.ending:
 		return nil, errEnding(b.id)
+	case b.view.Status == kiln.SandboxCreating:
+		return nil, errStarting(b.id)
 	}
-}
-
-// prolong sets the end of the sandbox's life to ttl from now.
-func (b *box) prolong(ttl time.Duration) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.ending {
-		return errEnding(b.id)
-	}
-	b.view.ExpiresAt = time.Now().Add(ttl)
-	if b.expiry != nil { // else the start is under way and sets the timer at its end
-		b.expiry.Reset(ttl)
-	}
-	return nil
+	return b.front, nil
 }
 
 // expired reports whether the sandbox's time is really over: a timer may fire at the
@@ -100,7 +134,7 @@ func (b *box) prolong(ttl time.Duration) error {
 func (b *box) expired() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return !b.ending && !time.Now().Before(b.view.ExpiresAt)
+	return !b.ending && b.expiry != nil && !time.Now().Before(b.view.ExpiresAt)
 }
 
 // beginEnding decides who ends the box: it returns true to the first caller only.

@@ -36,17 +36,18 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (*kiln.Sandbox,
 // register admits a sandbox, writes its row and makes it known. The context it returns
 // ends with the request or when the box is destroyed.
 func (m *Manager) register(ctx context.Context, p *plan, req CreateRequest, now time.Time) (*box, context.Context, error) {
-	release, err := m.admission.reserve(req.OrgID, p.size)
+	return m.admit(ctx, p, p.sandbox(req, now))
+}
+
+// admit is register for a sandbox that is described already.
+func (m *Manager) admit(ctx context.Context, p *plan, view kiln.Sandbox) (*box, context.Context, error) {
+	release, err := m.admission.reserve(view.OrgID, p.size)
 	if err != nil {
 		return nil, nil, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	view := p.sandbox(req, now)
-	b := &box{
-		id: view.ID, dir: m.dir(view.ID), plan: p, view: view,
-		cancelStart: cancel, release: release,
-		started: make(chan struct{}), ended: make(chan struct{}),
-	}
+	b := m.newBox(view, p, release)
+	b.cancelStart = cancel
 	if err := m.opts.Store.CreateSandbox(ctx, &view); err != nil {
 		cancel(nil)
 		release()

@@ -28,7 +28,8 @@ func (m *Manager) end(b *box, final kiln.SandboxStatus, reason string) {
 		return
 	}
 	b.cancelStart(endedCause{final, reason})
-	<-b.started // from here on nobody else acquires anything for b
+	<-b.started
+	b.abandonChange(endedCause{final, reason}) // from here on nobody else acquires anything for b
 
 	ctx, cancel := context.WithTimeout(context.Background(), m.opts.Limits.EndTimeout)
 	defer cancel()
@@ -53,13 +54,11 @@ func (m *Manager) end(b *box, final kiln.SandboxStatus, reason string) {
 // releaseAll gives back everything but the row, in the reverse order of acquisition.
 func (m *Manager) releaseAll(ctx context.Context, b *box) error {
 	b.mu.Lock()
-	machine, client, expiry, slot := b.machine, b.client, b.expiry, b.slot
+	machine, client := b.machine, b.client
+	b.stopClocks()
 	b.mu.Unlock()
 
 	var errs []error
-	if expiry != nil {
-		expiry.Stop()
-	}
 	if client != nil {
 		client.Close()
 	}
@@ -68,13 +67,11 @@ func (m *Manager) releaseAll(ctx context.Context, b *box) error {
 			errs = append(errs, fmt.Errorf("kill VM: %w", err))
 		}
 	}
-	if slot != nil {
-		if err := slot.Release(); err != nil {
-			errs = append(errs, fmt.Errorf("network: %w", err))
-		}
+	if err := b.disconnect(); err != nil {
+		errs = append(errs, err)
 	}
 	errs = append(errs, m.dropGroup(ctx, b.id), os.RemoveAll(b.dir))
-	b.release()
+	b.giveBack()
 	return errors.Join(errs...)
 }
 
@@ -83,6 +80,9 @@ func (m *Manager) watch(b *box, machine vmm.Machine) {
 	select {
 	case <-b.ended:
 	case <-machine.Done():
+		if !b.has(machine) {
+			return // the box was paused and goes on without it
+		}
 		reason := "the VM shut down"
 		if err := machine.Err(); err != nil {
 			reason = fmt.Sprintf("the VM ended: %v", err)
@@ -92,9 +92,13 @@ func (m *Manager) watch(b *box, machine vmm.Machine) {
 	}
 }
 
-// expire ends the box because its time is over.
+// expire ends the box because its time is over, or pauses it if it is persistent.
 func (m *Manager) expire(b *box) {
-	if b.expired() {
+	switch {
+	case !b.expired():
+	case b.snapshot().Persistent:
+		m.pauseAlone(b, "expired", nil)
+	default:
 		m.end(b, kiln.SandboxDeleted, "expired")
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/guest"
@@ -62,42 +61,20 @@ func (m *Manager) List(context.Context) ([]*kiln.Sandbox, error) {
 	return list, nil
 }
 
-// Guest returns the connection to a running sandbox's daemon. The client belongs to the
-// manager and must not be closed; it stops working when the sandbox ends.
-func (m *Manager) Guest(ctx context.Context, id string) (*guest.Client, error) {
-	if b := m.box(id); b != nil {
-		return b.runningClient()
-	}
-	s, err := m.opts.Store.Sandbox(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	return nil, endedError(s)
+// Find returns the sandboxes that f chooses, oldest first.
+func (m *Manager) Find(ctx context.Context, f kiln.SandboxFilter) ([]*kiln.Sandbox, error) {
+	return m.opts.Store.ListSandboxes(ctx, f)
 }
 
-// Keepalive lets a running sandbox live for ttl from now on, whether that is longer or
-// shorter than before; 0 means the default. It returns the sandbox as it then is.
-func (m *Manager) Keepalive(ctx context.Context, id string, ttl time.Duration) (*kiln.Sandbox, error) {
-	ttl, err := m.checkTTL(ttl)
+// Guest returns the connection to a sandbox's daemon. Its requests wake the sandbox if it
+// is paused. The client belongs to the manager and must not be closed; it stops working
+// when the sandbox ends.
+func (m *Manager) Guest(ctx context.Context, id string) (*guest.Client, error) {
+	b, err := m.livingBox(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	b := m.box(id)
-	if b == nil {
-		s, err := m.opts.Store.Sandbox(ctx, id)
-		if err != nil {
-			return nil, err
-		}
-		return nil, endedError(s)
-	}
-	if err := b.prolong(ttl); err != nil {
-		return nil, err
-	}
-	if err := m.save(ctx, b); err != nil {
-		return nil, err
-	}
-	s := b.snapshot()
-	return &s, nil
+	return b.frontClient()
 }
 
 // Destroy ends a sandbox and returns when nothing is left of it but its row. Destroying
@@ -117,8 +94,9 @@ func (m *Manager) Destroy(ctx context.Context, id string) error {
 	}
 }
 
-// Close refuses new sandboxes and destroys all that live. It returns an error when ctx
-// ended before that was done; Reconcile then finds the rest at the next start.
+// Close refuses new sandboxes, pauses the persistent ones that run, leaves paused ones for
+// the next manager and destroys all others. It returns an error when ctx ended before that
+// was done; Reconcile then finds the rest at the next start.
 func (m *Manager) Close(ctx context.Context) error {
 	m.mu.Lock()
 	m.closed = true
@@ -126,7 +104,7 @@ func (m *Manager) Close(ctx context.Context) error {
 
 	boxes := m.boxes()
 	for _, b := range boxes {
-		go m.end(b, kiln.SandboxDeleted, "the server stopped")
+		go m.retire(b)
 	}
 	var errs []error
 	for _, b := range boxes {
@@ -139,10 +117,36 @@ func (m *Manager) Close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// retire lets go of a box because the server stops.
+func (m *Manager) retire(b *box) {
+	const reason = "the server stopped"
+	if b.snapshot().Persistent {
+		m.pauseAlone(b, reason, nil)
+	}
+	if !b.leavePaused() {
+		m.end(b, kiln.SandboxDeleted, reason)
+		return
+	}
+	m.remove(b)
+	close(b.ended)
+}
+
 func (m *Manager) box(id string) *box {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.living[id]
+}
+
+// livingBox returns the box of a sandbox that has not ended.
+func (m *Manager) livingBox(ctx context.Context, id string) (*box, error) {
+	if b := m.box(id); b != nil {
+		return b, nil
+	}
+	s, err := m.opts.Store.Sandbox(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return nil, endedError(s)
 }
 
 func (m *Manager) boxes() []*box {

@@ -31,6 +31,21 @@ func (b *box) attach(slot *network.Slot) {
 	b.view.Egress = slot.Policy()
 }
 
+// disconnect gives back the slot of a box that goes on without a VM. Its policy stays.
+func (b *box) disconnect() error {
+	b.mu.Lock()
+	slot := b.slot
+	b.slot = nil
+	b.mu.Unlock()
+	if slot == nil {
+		return nil
+	}
+	if err := slot.Release(); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	return nil
+}
+
 func (b *box) network() *vmm.Network {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -74,7 +74,8 @@ type Limits struct {
 	Overcommit float64
 	// RestoreTimeout bounds a start from a snapshot, BootTimeout a cold start up to the
 	// daemon's first answer, EndTimeout what it takes to release everything.
-	RestoreTimeout, BootTimeout, EndTimeout time.Duration
+	// SaveTimeout bounds a pause.
+	RestoreTimeout, BootTimeout, EndTimeout, SaveTimeout time.Duration
 }
 
 // maxMachineDir is vmm.Config's limit on the length of a machine's folder.
@@ -110,6 +111,7 @@ func (o *Options) setDefaults() {
 	setDefault(&l.RestoreTimeout, time.Minute)
 	setDefault(&l.BootTimeout, 3*time.Minute)
 	setDefault(&l.EndTimeout, 30*time.Second)
+	setDefault(&l.SaveTimeout, 2*time.Minute)
 }
 
 func setDefault[T int | float64 | time.Duration](v *T, def T) {

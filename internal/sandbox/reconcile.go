@@ -14,7 +14,8 @@ import (
 
 // Reconcile releases what an earlier server left: it ends the VMs of sandboxes that the
 // store believes alive, removes their folders and marks them ended, and removes folders
-// that belong to no sandbox. No sandbox survives its server. Call it once, before the
+// that belong to no sandbox. Paused sandboxes are taken over; no other one survives its
+// server. Call it once, before the
 // first Create. It goes on after an error and returns all of them.
 func (m *Manager) Reconcile(ctx context.Context) error {
 	left, err := m.opts.Store.LivingSandboxes(ctx)
@@ -30,19 +31,32 @@ func (m *Manager) Reconcile(ctx context.Context) error {
 	return errors.Join(append(errs, m.sweep(ctx), m.sweepGroups(ctx))...)
 }
 
-// reconcile ends what is left of one sandbox, its row last.
+// reconcile takes over a paused sandbox; of any other one it ends what is left, its row
+// last.
 func (m *Manager) reconcile(ctx context.Context, s *kiln.Sandbox) error {
+	if m.box(s.ID) != nil {
+		return nil
+	}
+	reason := "server restarted: lost while " + string(s.Status)
+	if s.Status == kiln.SandboxPaused {
+		err := m.adoptPaused(ctx, s)
+		if err == nil {
+			m.log.Info("paused sandbox of an earlier server", "sandbox", s.ID)
+			return nil
+		}
+		reason = err.Error()
+	}
 	if err := orphan.End(ctx, s.Process); err != nil {
 		return err
 	}
 	if err := m.removeLeftover(ctx, m.dir(s.ID)); err != nil {
 		return err
 	}
-	s.Status, s.Reason, s.EndedAt, s.Process = kiln.SandboxFailed, "server restarted", time.Now(), kiln.Process{}
+	s.Status, s.Reason, s.EndedAt, s.Process = kiln.SandboxFailed, reason, time.Now(), kiln.Process{}
 	if err := m.opts.Store.UpdateSandbox(ctx, s); err != nil {
 		return err
 	}
-	m.log.Info("sandbox of an earlier server ended", "sandbox", s.ID)
+	m.log.Info("sandbox of an earlier server ended", "sandbox", s.ID, "reason", reason)
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/kilnvm/kiln"
@@ -81,7 +82,7 @@ func TestReconcileAfterKill(t *testing.T) {
 		}
 	}
 	for _, s := range h.store.all() {
-		if s.Status != kiln.SandboxFailed || s.Reason != "server restarted" || s.Process.PID != 0 {
+		if s.Status != kiln.SandboxFailed || !strings.HasPrefix(s.Reason, "server restarted: lost while ") || s.Process.PID != 0 {
 			t.Errorf("row after restart: %+v", s)
 		}
 	}

@@ -18,6 +18,9 @@ type CreateRequest struct {
 	TTL      time.Duration     // 0 means the default
 	Env      map[string]string // over the template's
 	Metadata map[string]string // the user's own words, returned as they are
+	// Persistent sandboxes are paused, not ended, when they expire or are idle.
+	Persistent  bool
+	IdleTimeout time.Duration // 0 means that it may be idle for ever
 	// BootMode is the only start path that will do; "" means the fastest there is.
 	BootMode kiln.BootMode
 	// Egress is what the sandbox may reach, where its template does not say it.
@@ -45,6 +48,9 @@ type plan struct {
 func (m *Manager) plan(ctx context.Context, req CreateRequest) (*plan, error) {
 	ttl, err := m.checkTTL(req.TTL)
 	if err != nil {
+		return nil, err
+	}
+	if err := m.checkIdleTimeout(req.IdleTimeout); err != nil {
 		return nil, err
 	}
 	if err := checkEnv(req.Env); err != nil {
@@ -82,7 +88,7 @@ func (p *plan) sandbox(req CreateRequest, now time.Time) kiln.Sandbox {
 		Size: p.size.Name, VCPUs: p.size.VCPUs, MemoryMiB: p.size.MemoryMiB, DiskMB: p.spec.ScratchMB,
 		Status:   kiln.SandboxCreating,
 		Metadata: maps.Clone(req.Metadata), Env: maps.Clone(req.Env),
-		CreatedAt: now, ExpiresAt: now.Add(p.ttl),
+		CreatedAt: now, ExpiresAt: now.Add(p.ttl), TTL: p.ttl, Persistent: req.Persistent, IdleTimeout: req.IdleTimeout,
 		AccessToken: kiln.NewID("") + kiln.NewID(""),
 		Egress:      req.Egress.Over(p.version.Metadata.Egress),
 	}

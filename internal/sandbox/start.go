@@ -2,9 +2,9 @@ package sandbox
 
 import (
 	"context"
-	"crypto/rand"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/kilnvm/kiln"
@@ -52,7 +52,10 @@ func (m *Manager) start(ctx context.Context, b *box, requested time.Time) error 
 	if err != nil {
 		return err
 	}
-	if err := b.run(func() { m.expire(b) }); err != nil {
+	if err := ready.Restored(ctx, b.client, b.plan.spec, m.opts.Ready); err != nil {
+		return err
+	}
+	if err := b.run(func() { m.expire(b) }, func() { m.becomeIdle(b) }); err != nil {
 		return err
 	}
 	return m.save(ctx, b)
@@ -127,7 +130,7 @@ func (m *Manager) restore(ctx context.Context, b *box, snap *kiln.Snapshot, requ
 	// The identity is on its way before the guest runs, so that it finds it there.
 	identified := make(chan error, 1)
 	go func() { identified <- b.client.SetIdentity(ctx, b.identity()) }()
-	if err := machine.Resume(ctx); err != nil {
+	if err := m.resume(ctx, b, machine); err != nil {
 		cancel()
 		<-identified
 		return fmt.Errorf("resume: %w", err)
@@ -147,7 +150,9 @@ func (m *Manager) bootCold(ctx context.Context, b *box, requested time.Time) err
 	if err := scratch.Make(bootCtx, scratchIn(b.dir), b.plan.spec.ScratchMB); err != nil {
 		return err
 	}
-	machine, err := m.opts.Driver.Boot(bootCtx, m.config(b))
+	cfg := m.config(b)
+	cfg.Memory = filepath.Join(b.dir, "memory") // so that it can be paused
+	machine, err := m.opts.Driver.Boot(bootCtx, cfg)
 	if err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
@@ -163,6 +168,13 @@ func (m *Manager) bootCold(ctx context.Context, b *box, requested time.Time) err
 		return fmt.Errorf("identity: %w", err)
 	}
 	return ready.Reach(ctx, b.client, b.plan.spec, m.opts.Ready, kiln.DiscardProgress)
+}
+
+// resume lets a restored machine run. Every guest that goes on from a saved state, whether
+// created, woken or forked, does so here: what must be in force before its next
+// instruction belongs before this.
+func (m *Manager) resume(ctx context.Context, _ *box, machine vmm.Machine) error {
+	return machine.Resume(ctx)
 }
 
 // adopt makes a started machine part of b and watches it. Should it end during the
@@ -186,10 +198,8 @@ func (m *Manager) config(b *box) vmm.Config {
 
 // identity makes what distinguishes b from every other clone.
 func (b *box) identity() kiln.Identity {
-	entropy := make([]byte, entropyBytes)
-	_, _ = rand.Read(entropy) // never fails: crypto/rand.Read aborts the program instead
 	s := b.snapshot()
 	return kiln.Identity{
-		SandboxID: s.ID, Hostname: s.ID, Entropy: entropy, AccessToken: s.AccessToken, Env: s.Env,
+		SandboxID: s.ID, Hostname: s.ID, Entropy: entropy(), AccessToken: s.AccessToken, Env: s.Env,
 	}
 }

@@ -23,6 +23,8 @@ type Store interface {
 	UpdateSandbox(ctx context.Context, s *kiln.Sandbox) error
 	// Sandbox returns one sandbox, living or ended.
 	Sandbox(ctx context.Context, id string) (*kiln.Sandbox, error)
+	// ListSandboxes returns those that f chooses, oldest first.
+	ListSandboxes(ctx context.Context, f kiln.SandboxFilter) ([]*kiln.Sandbox, error)
 	// LivingSandboxes returns those whose status is Living, of every organisation,
 	// oldest first.
 	LivingSandboxes(ctx context.Context) ([]*kiln.Sandbox, error)

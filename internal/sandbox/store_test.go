@@ -90,6 +90,11 @@ func (s *memoryStore) LivingSandboxes(ctx context.Context) ([]*kiln.Sandbox, err
 	return slices.DeleteFunc(s.all(), func(sb *kiln.Sandbox) bool { return !sb.Status.Living() }), s.check(ctx, "living")
 }
 
+func (s *memoryStore) ListSandboxes(ctx context.Context, f kiln.SandboxFilter) ([]*kiln.Sandbox, error) {
+	return slices.DeleteFunc(s.all(), func(sb *kiln.Sandbox) bool { return !sb.Status.Living() || f.OrgID != "" && sb.OrgID != f.OrgID }),
+		s.check(ctx, "list")
+}
+
 // all returns every sandbox ever made.
 func (s *memoryStore) all() []*kiln.Sandbox {
 	s.mu.Lock()

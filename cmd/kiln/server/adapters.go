@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"iter"
-	"time"
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/api"
@@ -55,6 +54,7 @@ func (s sandboxes) Create(ctx context.Context, req api.NewSandbox) (*kiln.Sandbo
 	sb, err := s.Manager.Create(ctx, sandbox.CreateRequest{
 		OrgID: req.OrgID, Template: req.Template, Size: req.Size, TTL: req.TTL, Env: req.Env, Metadata: req.Metadata,
 		BootMode: req.BootMode, Egress: req.Egress,
+		Persistent: req.Persistent, IdleTimeout: req.IdleTimeout,
 	})
 	if err != nil {
 		return nil, s.onFirstUse(ctx, req.OrgID, req.Template, err)
@@ -63,18 +63,8 @@ func (s sandboxes) Create(ctx context.Context, req api.NewSandbox) (*kiln.Sandbo
 }
 
 // List implements api.Sandboxes.
-func (s sandboxes) List(ctx context.Context, orgID string) ([]*kiln.Sandbox, error) {
-	all, err := s.Manager.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var own []*kiln.Sandbox
-	for _, sb := range all {
-		if sb.OrgID == orgID {
-			own = append(own, sb)
-		}
-	}
-	return own, nil
+func (s sandboxes) List(ctx context.Context, f kiln.SandboxFilter) ([]*kiln.Sandbox, error) {
+	return s.Manager.Find(ctx, f)
 }
 
 // Get implements api.Sandboxes.
@@ -89,12 +79,44 @@ func (s sandboxes) Get(ctx context.Context, orgID, id string) (*kiln.Sandbox, er
 	return sb, nil
 }
 
-// Keepalive implements api.Sandboxes.
-func (s sandboxes) Keepalive(ctx context.Context, orgID, id string, ttl time.Duration) (*kiln.Sandbox, error) {
+// ChangeLifecycle implements api.Sandboxes.
+func (s sandboxes) ChangeLifecycle(ctx context.Context, orgID, id string, c kiln.LifecycleChange) (*kiln.Sandbox, error) {
 	if _, err := s.Get(ctx, orgID, id); err != nil {
 		return nil, err
 	}
-	return s.Manager.Keepalive(ctx, id, ttl)
+	return s.Manager.ChangeLifecycle(ctx, id, c)
+}
+
+// Pause implements api.Sandboxes.
+func (s sandboxes) Pause(ctx context.Context, orgID, id string) (*kiln.Sandbox, error) {
+	if _, err := s.Get(ctx, orgID, id); err != nil {
+		return nil, err
+	}
+	return s.Manager.Pause(ctx, id)
+}
+
+// Wake implements api.Sandboxes.
+func (s sandboxes) Wake(ctx context.Context, orgID, id string) (*kiln.Sandbox, error) {
+	if _, err := s.Get(ctx, orgID, id); err != nil {
+		return nil, err
+	}
+	return s.Manager.Wake(ctx, id)
+}
+
+// Fork implements api.Sandboxes.
+func (s sandboxes) Fork(ctx context.Context, orgID, id string, req api.ForkSandbox) ([]api.Forked, error) {
+	if _, err := s.Get(ctx, orgID, id); err != nil {
+		return nil, err
+	}
+	forked, err := s.Manager.Fork(ctx, id, sandbox.ForkRequest(req))
+	if err != nil {
+		return nil, err
+	}
+	list := make([]api.Forked, len(forked))
+	for i, f := range forked {
+		list[i] = api.Forked(f)
+	}
+	return list, nil
 }
 
 // Destroy implements api.Sandboxes.

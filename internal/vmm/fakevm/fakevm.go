@@ -206,7 +206,7 @@ func (m *machine) Capture(ctx context.Context, s vmm.State) error {
 	if !m.paused() {
 		return errors.New("fake machine is not paused")
 	}
-	return os.WriteFile(s.State, []byte(memoryContent), 0o600)
+	return errors.Join(os.WriteFile(s.Memory, []byte(memoryContent), 0o600), os.WriteFile(s.State, []byte(memoryContent), 0o600))
 }
 
 func (m *machine) PID() int              { return m.cmd.Process.Pid }

@@ -30,7 +30,7 @@ head -c 5000000 /dev/urandom >/run/d/memory; md5sum /run/d/memory >/run/d/sum; e
 
 const (
 	findTraces  = "md5sum -c /run/d/sum >&2 && cat /root/disk /run/d/name"
-	countGoesOn = "a=$(cat /run/d/count); while [ $(cat /run/d/count) -le $a ]; do sleep 0.05; done"
+	countGoesOn = `a=$(cat /run/d/count); while [ "$(cat /run/d/count)" = "$a" ]; do sleep 0.05; done`
 )
 
 // captureClone captures a clone, restores what was saved twice, captures one of those and
