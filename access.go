@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Scope is one thing that a token allows. Writing includes reading the same things.
@@ -44,6 +45,27 @@ func scopeNames() string {
 		names = append(names, string(s))
 	}
 	return strings.Join(names, ", ")
+}
+
+// Token is a credential of an organisation. Its secret is known only to whoever made it.
+type Token struct {
+	ID        string    `json:"id"` // "tok_…"
+	OrgID     string    `json:"org_id"`
+	Name      string    `json:"name"` // for people; unique among those of the organisation
+	Scopes    []Scope   `json:"scopes"`
+	CreatedAt time.Time `json:"created_at"`
+	ExpiresAt time.Time `json:"expires_at,omitzero"` // zero: never
+}
+
+// MaxTokenName is the longest name of a token in bytes.
+const MaxTokenName = 128
+
+// CheckTokenName explains what is wrong with the name of a token, or returns nil.
+func CheckTokenName(name string) error {
+	if name == "" || len(name) > MaxTokenName || strings.ContainsFunc(name, unicode.IsControl) {
+		return Errorf(CodeInvalid, "token name %.40q is not allowed", name).WithHint("use 1 to %d printable characters", MaxTokenName)
+	}
+	return nil
 }
 
 // Principal is whoever a request acts for: a token of an organisation.

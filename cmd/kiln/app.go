@@ -47,18 +47,21 @@ exist, 128+n if signal n ended it, and 125 if Kiln itself failed.`,
 	flags.StringVar(&a.serverURL, "server", "", "URL of the server (default $KILN_SERVER, else the local one)")
 	flags.StringVar(&a.token, "token", "", "access token (default $KILN_TOKEN, else the local server's)")
 	flags.StringVar(&a.dataDir, "data-dir", "", "data directory of the local server (default $KILN_DATA_DIR, else "+config.DefaultDataDir+")")
-	flags.StringVarP(&a.output, "output", "o", "text", "text or json")
-	cmd.PersistentPreRunE = func(*cobra.Command, []string) error { return a.checkOutput() }
+	flags.StringVarP(&a.output, "output", "o", "text", "text or json, for some commands also wide")
+	cmd.PersistentPreRunE = func(c *cobra.Command, _ []string) error { return a.checkOutput(c) }
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	cmd.AddCommand(
 		a.serveCommand(), a.waitCommand(), a.templatesCommand(), a.sandboxCommand(), a.imagesCommand(), a.rootfsCommand(),
-		a.benchCommand(), a.doctorCommand(), a.versionCommand(),
+		a.benchCommand(), a.orgsCommand(), a.tokensCommand(), a.auditCommand(), a.gcCommand(), a.doctorCommand(), a.versionCommand(),
 	)
 	asUsageErrors(cmd)
 	return cmd
 }
 
-func (a *app) checkOutput() error {
+func (a *app) checkOutput(cmd *cobra.Command) error {
+	if _, wide := cmd.Annotations[wideOutput]; wide && a.output == wideOutput {
+		return nil
+	}
 	if a.output != "text" && a.output != "json" {
 		return usageError{kiln.Errorf(kiln.CodeInvalid, "unknown output format %q", a.output).WithHint("use -o text or -o json")}
 	}

@@ -17,32 +17,9 @@ func (a *app) templatesCommand() *cobra.Command {
 	cmd.AddCommand(
 		a.templatesCreate(), a.templatesBuild(), a.templatesRebuild(), a.templatesList(), a.templatesShow(), a.templatesLogs(),
 		a.templatesDiff(), a.templatesCancel(), a.templatesDelete(), a.templatesSmoke(),
+		a.templatesVersions(), a.templatesTag(), a.templatesUntag(), a.templatesTags(), a.templatesRollback(),
 	)
 	return cmd
-}
-
-func (a *app) templatesList() *cobra.Command {
-	return &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List built-in and own templates", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			list, err := c.ListTemplates(cmd.Context())
-			if err != nil {
-				return err
-			}
-			if a.json() {
-				return a.printJSON(list)
-			}
-			rows := [][]string{{"NAME", "STATUS", "VERSION", "BUILT-IN", "DESCRIPTION"}}
-			for _, t := range list {
-				rows = append(rows, []string{t.Name, string(t.Status), strconv.Itoa(shownVersion(t)), yesNo(t.BuiltIn), t.Description})
-			}
-			return table(a.stdout, rows)
-		},
-	}
 }
 
 // shownVersion is the promoted version or, before the first success, the newest.

@@ -23,6 +23,7 @@ type callerKey struct{}
 type caller struct {
 	kiln.Principal
 	address string
+	path    string // of the request
 }
 
 // callerOf returns the caller that authenticated put into ctx.
@@ -70,7 +71,7 @@ func (s *Server) authenticated(next http.Handler) http.Handler {
 				"an administrator of the organisation makes tokens with `kiln tokens create`"))
 			return
 		}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, caller{who, addressOf(r)})))
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, caller{who, addressOf(r), r.URL.Path})))
 	})
 }
 

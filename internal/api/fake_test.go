@@ -119,6 +119,19 @@ func (f *fakeTemplates) List(context.Context, string) ([]*kiln.Template, error) 
 	return out, nil
 }
 
+// fakeVersions lists; what else is done with versions is tested on the real pipeline.
+type fakeVersions struct {
+	otherVersions
+	*fakeTemplates
+}
+
+type otherVersions = Versions
+
+func (f fakeVersions) ListPage(ctx context.Context, org string, _ TemplateQuery) ([]*kiln.Template, string, error) {
+	list, err := f.List(ctx, org)
+	return list, "", err
+}
+
 func (f *fakeTemplates) Get(_ context.Context, _, ref string) (*kiln.Template, []*kiln.Version, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -406,7 +419,7 @@ func newTestServer(t *testing.T, change func(*Options)) *testServer {
 	t.Helper()
 	ts := &testServer{templates: newFakeTemplates(), sandboxes: newFakeSandboxes()}
 	opts := Options{
-		Templates: ts.templates, Diffs: ts.templates, Sandboxes: ts.sandboxes, Networks: fakeNetworks{ts.sandboxes}, Auth: fakeAuth{testToken: kiln.LocalOrgID, "other": "org2"},
+		Templates: ts.templates, Versions: fakeVersions{fakeTemplates: ts.templates}, Diffs: ts.templates, Sandboxes: ts.sandboxes, Networks: fakeNetworks{ts.sandboxes}, Auth: fakeAuth{testToken: kiln.LocalOrgID, "other": "org2"},
 		SpoolDir: t.TempDir(), Version: "test",
 	}
 	if change != nil {

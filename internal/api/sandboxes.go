@@ -126,6 +126,8 @@ func (s *Server) createSandbox(ctx context.Context, in *createSandboxInput) (*sa
 	if err != nil {
 		return nil, err
 	}
+	note(ctx, "sandbox", sb.ID)
+	note(ctx, "template", req.Template)
 	return &sandboxOutput{Body: sandboxOf(sb)}, nil
 }
 

@@ -16,6 +16,9 @@ var versionPrefix = regexp.MustCompile(`^/v[0-9]+/`)
 var kinds = map[string]string{
 	"templates": "templates",
 	"catalog":   "templates",
+	"versions":  "templates",
+	"tags":      "templates", // of a version
+	"rootfs":    "templates", // of a version
 	"sandboxes": "sandboxes",
 	"snapshots": "sandboxes", // of one
 	"sizes":     "sandboxes",

@@ -14,14 +14,17 @@ import (
 	"github.com/kilnvm/kiln"
 )
 
-// Options is what a server is made of. Templates, Diffs, Sandboxes, Auth and SpoolDir are
-// required.
+// Options is what a server is made of. Templates, Versions, Diffs, Sandboxes, Auth, Access,
+// Garbage and SpoolDir are required.
 type Options struct {
 	Templates Templates
+	Versions  Versions
 	Diffs     Diffs
 	Sandboxes Sandboxes
 	Networks  Networks
 	Auth      Authenticator
+	Access    Access
+	Garbage   Garbage
 	// Ready says why the server cannot serve yet or any more; nil means always ready.
 	Ready func() error
 	// Version is the program's, for /healthz and the OpenAPI document.
@@ -65,12 +68,14 @@ func New(opts Options) *Server {
 	s := &Server{opts: opts, log: opts.Log, mux: http.NewServeMux()}
 	s.api = humago.New(s.mux, apiConfig(opts.Version))
 	s.registerTemplates()
+	s.registerVersions()
 	s.registerDiff()
 	s.registerBuilds()
 	s.registerSandboxes()
 	s.registerEgress()
 	s.registerExec()
 	s.registerFiles()
+	s.registerAccess()
 	s.registerHealth()
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, newError(kiln.CodeNotFound, "no such route: "+r.Method+" "+r.URL.Path, "the API is described at /openapi.json"))
@@ -158,6 +163,7 @@ func register[I, O any](s *Server, rt route, handler func(context.Context, *I) (
 		},
 	}
 	what := op.Method + " " + op.Path
+	handler = audited(s, op, handler)
 	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
 		if !rt.unbounded {
 			var cancel context.CancelFunc

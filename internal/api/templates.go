@@ -152,9 +152,8 @@ type TemplateName struct {
 }
 
 type (
-	templatesOutput struct{ Body []Template }
-	templateOutput  struct{ Body TemplateDetail }
-	rebuildInput    struct {
+	templateOutput struct{ Body TemplateDetail }
+	rebuildInput   struct {
 		TemplateName
 		Body *RebuildRequest
 	}
@@ -173,10 +172,6 @@ type RebuildRequest struct {
 
 func (s *Server) registerTemplates() {
 	tags := []string{"templates"}
-	register(s, route{Operation: huma.Operation{
-		OperationID: "listTemplates", Method: http.MethodGet, Path: "/v1/templates", Tags: tags,
-		Summary: "List built-in and own templates",
-	}}, s.listTemplates)
 	register(s, route{Operation: huma.Operation{
 		OperationID: "getTemplate", Method: http.MethodGet, Path: "/v1/templates/{name}", Tags: tags,
 		Summary: "Show one template with its versions",
@@ -198,18 +193,6 @@ func (s *Server) registerTemplates() {
 		Summary:       "Create a template from a Dockerfile, a git repository, an image or a root filesystem; with replace, its next version",
 		DefaultStatus: http.StatusAccepted,
 	}, unbounded: true, body: buildRequestBody()}, s.buildTemplate)
-}
-
-func (s *Server) listTemplates(ctx context.Context, _ *struct{}) (*templatesOutput, error) {
-	list, err := s.opts.Templates.List(ctx, orgOf(ctx))
-	if err != nil {
-		return nil, err
-	}
-	out := &templatesOutput{Body: make([]Template, 0, len(list))}
-	for _, t := range list {
-		out.Body = append(out.Body, templateOf(s.opts.Sizes, t))
-	}
-	return out, nil
 }
 
 func (s *Server) getTemplate(ctx context.Context, in *TemplateName) (*templateOutput, error) {

@@ -108,6 +108,8 @@ func (s *Server) buildTemplate(ctx context.Context, in *buildInput) (*buildOutpu
 	if err != nil {
 		return nil, err
 	}
+	note(ctx, "template", queued.Template.Name)
+	note(ctx, "version", strconv.Itoa(queued.Version.Number))
 	return queued.output(s.opts.Sizes), nil
 }
 

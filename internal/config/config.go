@@ -42,6 +42,7 @@ type Config struct {
 	Sandbox Sandbox `toml:"sandbox"`
 	Network Network `toml:"network"`
 	API     API     `toml:"api"`
+	GC      GC      `toml:"gc"`
 
 	// Sizes changes the numbers of VM sizes, by name.
 	Sizes map[string]Size `toml:"sizes"`
@@ -178,6 +179,7 @@ func Default() Config {
 		VM:      VM{QEMU: "qemu-system-x86_64", Accel: "auto"},
 		Network: defaultNetwork(),
 		Sandbox: Sandbox{Overcommit: 2, ReserveMB: 512, Cgroups: "auto", DefaultTTL: Duration(kiln.DefaultTTL)},
+		GC:      defaultGC(),
 		API:     API{RequestTimeout: Duration(30 * time.Second), ShutdownTimeout: Duration(20 * time.Second)},
 	}
 }
@@ -209,7 +211,7 @@ func Load(path string) (Config, error) {
 // the key.
 func (c *Config) Validate() error {
 	for _, check := range []func() error{
-		c.checkPaths, c.checkListen, c.checkLog, c.checkStore, c.checkCatalog, c.checkBuild, c.checkVM, c.checkSizes, c.checkLimits, c.checkNetwork,
+		c.checkPaths, c.checkListen, c.checkLog, c.checkStore, c.checkGC, c.checkCatalog, c.checkBuild, c.checkVM, c.checkSizes, c.checkLimits, c.checkNetwork,
 	} {
 		if err := check(); err != nil {
 			return err

@@ -39,36 +39,6 @@ type Options struct {
 	Log         *slog.Logger // nil discards
 }
 
-// Kinds of what is removed.
-const (
-	KindVersion  = "version"
-	KindSnapshot = "snapshot"
-	KindCache    = "cache"
-	KindBlob     = "blob"
-	KindLog      = "log"
-	KindSandbox  = "sandbox"
-)
-
-// Item is one thing that is removed.
-type Item struct {
-	Kind  string `json:"kind" enum:"version,snapshot,cache,blob,log,sandbox"`
-	Name  string `json:"name"`
-	Why   string `json:"why,omitempty"`
-	Bytes int64  `json:"bytes" doc:"Disk space that becomes free"`
-}
-
-// Report is what a run removed, or would remove.
-type Report struct {
-	DryRun bool   `json:"dry_run"`
-	Items  []Item `json:"items"`
-	Bytes  int64  `json:"bytes" doc:"Disk space that becomes free"`
-}
-
-func (r *Report) add(i Item) {
-	r.Items = append(r.Items, i)
-	r.Bytes += i.Bytes
-}
-
 // Collector removes what is unused. It is safe for concurrent use; runs follow one another.
 type Collector struct {
 	opts Options
@@ -111,11 +81,11 @@ func (c *Collector) Loop(ctx context.Context, every time.Duration) {
 
 // Run removes what is unused, or with dryRun says what it would remove. When it fails or
 // ctx ends, what was removed until then is gone and the rest is left for the next run.
-func (c *Collector) Run(ctx context.Context, dryRun bool) (Report, error) {
+func (c *Collector) Run(ctx context.Context, dryRun bool) (kiln.GarbageReport, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := &run{Collector: c, dry: dryRun, gone: map[store.VersionRef]bool{}}
-	r.report = Report{DryRun: dryRun, Items: []Item{}}
+	r.report = kiln.GarbageReport{DryRun: dryRun, Items: []kiln.Garbage{}}
 	for _, step := range []func(context.Context) error{r.versions, r.rebaked, r.snapshots, r.sandboxes, r.cacheAndBlobs} {
 		if err := step(ctx); err != nil {
 			return r.report, fmt.Errorf("garbage collection: %w", err)

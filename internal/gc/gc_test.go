@@ -137,7 +137,7 @@ func (w *world) has(d kiln.Digest) bool {
 	return f.Close() == nil
 }
 
-func (w *world) run(t *testing.T, dry bool) gc.Report {
+func (w *world) run(t *testing.T, dry bool) kiln.GarbageReport {
 	t.Helper()
 	r, err := w.gc.Run(t.Context(), dry)
 	if err != nil {

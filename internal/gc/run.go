@@ -13,7 +13,7 @@ import (
 type run struct {
 	*Collector
 	dry    bool
-	report Report
+	report kiln.GarbageReport
 	// gone are the versions that this pass gave up, or would give up.
 	gone map[store.VersionRef]bool
 	// stale are snapshots that a dry run would have taken from their last version.
@@ -37,9 +37,9 @@ func (r *run) versions(ctx context.Context) error {
 			}
 		}
 		r.gone[v.VersionRef] = true
-		r.report.add(Item{Kind: KindVersion, Name: fmt.Sprintf("%s@%d", v.Template, v.Number), Why: v.Why})
+		r.report.Add(kiln.Garbage{Kind: kiln.GarbageVersion, Name: fmt.Sprintf("%s@%d", v.Template, v.Number), Why: v.Why})
 		if size := r.opts.Logs.LogSize(v.BuildID); size > 0 {
-			r.report.add(Item{Kind: KindLog, Name: v.BuildID, Why: "of a version that is given up", Bytes: size})
+			r.report.Add(kiln.Garbage{Kind: kiln.GarbageLog, Name: v.BuildID, Why: "of a version that is given up", Bytes: size})
 		}
 		if !r.dry {
 			if err := r.opts.Logs.DropLog(v.BuildID); err != nil {
@@ -123,7 +123,7 @@ func (r *run) snapshots(ctx context.Context) error {
 				continue
 			}
 		}
-		r.report.add(Item{Kind: KindSnapshot, Name: s.Key.Short() + " " + s.SizeName, Why: "no version has it"})
+		r.report.Add(kiln.Garbage{Kind: kiln.GarbageSnapshot, Name: s.Key.Short() + " " + s.SizeName, Why: "no version has it"})
 	}
 	return nil
 }
@@ -135,7 +135,7 @@ func (r *run) sandboxes(ctx context.Context) error {
 	if err != nil || n == 0 {
 		return err
 	}
-	r.report.add(Item{Kind: KindSandbox, Name: fmt.Sprintf("%d rows", n), Why: "they ended long ago"})
+	r.report.Add(kiln.Garbage{Kind: kiln.GarbageSandbox, Name: fmt.Sprintf("%d rows", n), Why: "they ended long ago"})
 	if r.dry {
 		return nil
 	}
@@ -181,7 +181,7 @@ func (r *run) cacheAndBlobs(ctx context.Context) error {
 				continue // somebody is about to use it
 			}
 		}
-		r.report.add(Item{Kind: KindBlob, Name: b.Digest.Short(), Why: "nothing refers to it", Bytes: b.Allocated})
+		r.report.Add(kiln.Garbage{Kind: kiln.GarbageBlob, Name: b.Digest.Short(), Why: "nothing refers to it", Bytes: b.Allocated})
 	}
 	return nil
 }
@@ -208,7 +208,7 @@ func (r *run) cache(ctx context.Context, used map[kiln.Digest]bool) error {
 		used[d] = true
 	}
 	for _, e := range unused {
-		r.report.add(Item{Kind: KindCache, Name: string(e.Stage) + " " + e.Key.Short(), Why: "no version that is kept used it"})
+		r.report.Add(kiln.Garbage{Kind: kiln.GarbageCache, Name: string(e.Stage) + " " + e.Key.Short(), Why: "no version that is kept used it"})
 		if r.dry {
 			continue
 		}

@@ -5,18 +5,12 @@ import (
 	"iter"
 
 	"github.com/kilnvm/kiln"
-	"github.com/kilnvm/kiln/internal/store"
 )
 
 // List returns all templates that an organisation sees, by name, each with its newest
 // version.
 func (s *Service) List(ctx context.Context, orgID string) ([]*kiln.Template, error) {
-	const page = 500
-	list, next, err := s.opts.Store.ListTemplates(ctx, orgID, store.Filter{}, nil, page)
-	for err == nil && next != nil {
-		more, n, perr := s.opts.Store.ListTemplates(ctx, orgID, store.Filter{}, next, page)
-		list, next, err = append(list, more...), n, perr
-	}
+	list, _, err := s.ListPage(ctx, orgID, Query{})
 	return list, err
 }
 

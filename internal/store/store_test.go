@@ -91,7 +91,7 @@ func TestOpenIsPrivateAndRepeatable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	secret, err := first.CreateToken(t.Context(), store.Token{ID: "t", OrgID: kiln.LocalOrgID, Name: "n", Scopes: []kiln.Scope{kiln.ScopeAdmin}, CreatedAt: time.Now()})
+	secret, err := first.CreateToken(t.Context(), kiln.Token{ID: "t", OrgID: kiln.LocalOrgID, Name: "n", Scopes: []kiln.Scope{kiln.ScopeAdmin}, CreatedAt: time.Now()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,16 +14,6 @@ import (
 	"github.com/kilnvm/kiln"
 )
 
-// Token is a credential of an organisation. Only the hash of its secret is stored.
-type Token struct {
-	ID        string
-	OrgID     string
-	Name      string // for people; unique among those of the organisation
-	Scopes    []kiln.Scope
-	CreatedAt time.Time
-	ExpiresAt time.Time // zero: never
-}
-
 // tokenPrefix lets people and secret scanners recognise a token.
 const tokenPrefix = "kiln_"
 
@@ -33,7 +23,7 @@ func hashToken(secret string) string {
 }
 
 // CreateToken stores a token and returns its secret, which cannot be had again.
-func (s *Store) CreateToken(ctx context.Context, t Token) (secret string, err error) {
+func (s *Store) CreateToken(ctx context.Context, t kiln.Token) (secret string, err error) {
 	var b [32]byte
 	_, _ = rand.Read(b[:]) // never fails: crypto/rand.Read aborts the program instead
 	secret = tokenPrefix + base64.RawURLEncoding.EncodeToString(b[:])
@@ -82,13 +72,13 @@ func (s *Store) Authenticate(ctx context.Context, secret string) (kiln.Principal
 
 // Tokens returns the tokens of an organisation, oldest first. Their secrets are known to
 // nobody but who has them.
-func (s *Store) Tokens(ctx context.Context, orgID string) ([]Token, error) {
+func (s *Store) Tokens(ctx context.Context, orgID string) ([]kiln.Token, error) {
 	rows, err := s.readers.QueryContext(ctx, `SELECT id, org_id, name, scopes_json, created_at, expires_at FROM tokens
 		WHERE org_id = ? ORDER BY created_at, id`, orgID)
 	if err != nil {
 		return nil, fmt.Errorf("tokens: %w", err)
 	}
-	list, err := collect(rows, func(r scanner) (t Token, err error) {
+	list, err := collect(rows, func(r scanner) (t kiln.Token, err error) {
 		return t, r.Scan(&t.ID, &t.OrgID, &t.Name, jsonColumn{&t.Scopes}, timeColumn{&t.CreatedAt}, timeColumn{&t.ExpiresAt})
 	})
 	if err != nil {

@@ -32,6 +32,14 @@ func queued(res *pipeline.Result, err error) (api.Queued, error) {
 	return api.Queued{Template: res.Template, Version: res.Version, Unchanged: res.Unchanged, Warnings: res.Warnings}, nil
 }
 
+// versions is the pipeline as the API wants it for versions.
+type versions struct{ *pipeline.Service }
+
+// ListPage implements api.Versions.
+func (v versions) ListPage(ctx context.Context, orgID string, q api.TemplateQuery) ([]*kiln.Template, string, error) {
+	return v.Service.ListPage(ctx, orgID, pipeline.Query(q))
+}
+
 // Logs implements api.Templates.
 func (t templates) Logs(ctx context.Context, orgID, buildID string, offset int64, follow bool) iter.Seq2[api.LogLine, error] {
 	return func(yield func(api.LogLine, error) bool) {

@@ -14,6 +14,7 @@ import (
 	"github.com/kilnvm/kiln/internal/artifact"
 	"github.com/kilnvm/kiln/internal/bootbundle"
 	"github.com/kilnvm/kiln/internal/config"
+	"github.com/kilnvm/kiln/internal/gc"
 	"github.com/kilnvm/kiln/internal/image"
 	"github.com/kilnvm/kiln/internal/network"
 	"github.com/kilnvm/kiln/internal/pipeline"
@@ -36,7 +37,11 @@ type node struct {
 	network   *network.Pool // nil when it is switched off
 	sandboxes *sandbox.Manager
 	bakes     sync.WaitGroup
-	groups    groups
+	garbage   *gc.Collector
+
+	collecting     sync.WaitGroup
+	stopCollecting context.CancelFunc // nil when nothing runs by itself
+	groups         groups
 }
 
 // startNode makes the parts in the order in which they need each other. say is told what
@@ -102,7 +107,10 @@ func startNode(ctx context.Context, opts Options, dir *dataDir, say func(string)
 	if err != nil {
 		return n, err
 	}
-	return n, n.registerCatalog(ctx, cfg.Catalog)
+	if err := n.registerCatalog(ctx, cfg.Catalog); err != nil {
+		return n, err
+	}
+	return n, n.startCollecting(cfg, baker.Key)
 }
 
 func stageTimeouts(b config.Build) pipeline.Timeouts {
@@ -203,6 +211,10 @@ func (n *node) close(ctx context.Context) error {
 	var errs []error
 	var wg sync.WaitGroup
 	var sandboxErr error
+	if n.stopCollecting != nil {
+		n.stopCollecting()
+		n.collecting.Wait()
+	}
 	if n.sandboxes != nil {
 		wg.Go(func() { sandboxErr = n.sandboxes.Close(ctx) })
 	}

@@ -131,8 +131,8 @@ func (s *serving) open(ctx context.Context) error {
 	}
 	c := s.opts.Config
 	rest := api.New(api.Options{
-		Templates: templates{n.pipeline}, Diffs: diffs{n.store, n.blobs}, Sandboxes: sandboxes{n.sandboxes, n.pipeline},
-		Networks: networks{n.sandboxes}, Auth: n.store,
+		Templates: templates{n.pipeline}, Versions: versions{n.pipeline}, Diffs: diffs{n.store, n.blobs}, Sandboxes: sandboxes{n.sandboxes, n.pipeline},
+		Networks: networks{n.sandboxes}, Auth: n.store, Access: n.store, Garbage: n.garbage,
 		Version: s.opts.Version, SpoolDir: spool, MaxContextBytes: int64(c.Build.MaxContextMB) << 20,
 		RequestTimeout: time.Duration(c.API.RequestTimeout), DefaultTTL: time.Duration(c.Sandbox.DefaultTTL),
 		Sizes: c.SizeTable(), Log: s.log,

@@ -34,7 +34,7 @@ func ensureToken(ctx context.Context, st *store.Store, path string) error {
 	if _, err := st.RevokeToken(ctx, kiln.LocalOrgID, localTokenName); err != nil && kiln.CodeOf(err) != kiln.CodeNotFound {
 		return err
 	}
-	fresh, err := st.CreateToken(ctx, store.Token{
+	fresh, err := st.CreateToken(ctx, kiln.Token{
 		ID: kiln.NewID("tok_"), OrgID: kiln.LocalOrgID, Name: localTokenName, Scopes: []kiln.Scope{kiln.ScopeAdmin}, CreatedAt: time.Now().UTC(),
 	})
 	if err != nil {

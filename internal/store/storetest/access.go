@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/kilnvm/kiln"
-	"github.com/kilnvm/kiln/internal/store"
 )
 
 func (f fixture) org(t *testing.T, name string) kiln.Org {
@@ -45,7 +44,7 @@ func testOrgs(t *testing.T, f fixture) {
 	if _, err := f.DeleteTemplate(f.ctx, a.ID, "x"); err != nil {
 		t.Fatal(err)
 	}
-	secret, err := f.CreateToken(f.ctx, store.Token{ID: "tok_1", OrgID: a.ID, Name: "n"})
+	secret, err := f.CreateToken(f.ctx, kiln.Token{ID: "tok_1", OrgID: a.ID, Name: "n"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,13 +53,13 @@ func testOrgs(t *testing.T, f fixture) {
 	}
 	_, err = f.Authenticate(f.ctx, secret)
 	wantCode(t, "token of a deleted organisation", err, kiln.CodeUnauthorized)
-	_, err = f.CreateToken(f.ctx, store.Token{ID: "tok_2", OrgID: a.ID, Name: "n"})
+	_, err = f.CreateToken(f.ctx, kiln.Token{ID: "tok_2", OrgID: a.ID, Name: "n"})
 	wantCode(t, "new token of a deleted organisation", err, kiln.CodeNotFound)
 }
 
 func testTokens(t *testing.T, f fixture) {
 	o := f.org(t, "a")
-	tok := store.Token{ID: "tok_1", OrgID: o.ID, Name: "ci", Scopes: []kiln.Scope{kiln.ScopeTemplatesRead, kiln.ScopeSandboxesWrite}, CreatedAt: at(0), ExpiresAt: time.Now().Add(time.Hour).UTC().Truncate(time.Millisecond)}
+	tok := kiln.Token{ID: "tok_1", OrgID: o.ID, Name: "ci", Scopes: []kiln.Scope{kiln.ScopeTemplatesRead, kiln.ScopeSandboxesWrite}, CreatedAt: at(0), ExpiresAt: time.Now().Add(time.Hour).UTC().Truncate(time.Millisecond)}
 	secret, err := f.CreateToken(f.ctx, tok)
 	if err != nil {
 		t.Fatal(err)
@@ -73,7 +72,7 @@ func testTokens(t *testing.T, f fixture) {
 	same.ID = "tok_x"
 	_, err = f.CreateToken(f.ctx, same)
 	wantCode(t, "same name", err, kiln.CodeConflict)
-	expired, err := f.CreateToken(f.ctx, store.Token{ID: "tok_2", OrgID: o.ID, Name: "old", CreatedAt: at(1), ExpiresAt: at(1).AddDate(-10, 0, 0)})
+	expired, err := f.CreateToken(f.ctx, kiln.Token{ID: "tok_2", OrgID: o.ID, Name: "old", CreatedAt: at(1), ExpiresAt: at(1).AddDate(-10, 0, 0)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,9 +113,9 @@ func testAudit(t *testing.T, f fixture) {
 	}
 	for limit := 1; limit < 6; limit++ {
 		var got []string
-		var place *store.AuditCursor
+		before := ""
 		for {
-			page, next, err := f.Audit(f.ctx, "a", place, limit)
+			page, err := f.Audit(f.ctx, "a", before, limit)
 			if err != nil || len(page) > limit {
 				t.Fatal(len(page), err)
 			}
@@ -126,16 +125,16 @@ func testAudit(t *testing.T, f fixture) {
 					t.Errorf("event %+v", e)
 				}
 			}
-			if next == nil {
+			if len(page) < limit {
 				break
 			}
-			place = next
+			before = page[limit-1].ID
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("limit %d: got %q, want %q", limit, got, want)
 		}
 	}
-	if all, _, err := f.Audit(f.ctx, "", nil, 100); err != nil || len(all) != 7 {
+	if all, err := f.Audit(f.ctx, "", "", 100); err != nil || len(all) != 7 {
 		t.Errorf("all: %d, %v", len(all), err)
 	}
 }
