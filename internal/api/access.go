@@ -47,6 +47,12 @@ type CreateTokenRequest struct {
 	Org        string       `json:"org,omitempty" doc:"Name or ID; default the caller's own. Only the server's operator names another one"`
 }
 
+// OrgQuery is the query parameter of what an operator may do for any organisation. It is
+// exported so that huma looks into it.
+type OrgQuery struct {
+	Org string `query:"org" doc:"Name or ID; default the caller's own. Only the server's operator names another one"`
+}
+
 type (
 	createOrgInput struct {
 		Body struct {
@@ -58,18 +64,15 @@ type (
 	orgPath    struct {
 		Org string `path:"org" doc:"Name or ID"`
 	}
-	orgQuery struct {
-		Org string `query:"org" doc:"Name or ID; default the caller's own. Only the server's operator names another one"`
-	}
 	createTokenInput struct{ Body CreateTokenRequest }
 	newTokenOutput   struct{ Body NewToken }
 	tokensOutput     struct{ Body []kiln.Token }
 	tokenPath        struct {
-		orgQuery
+		OrgQuery
 		Token string `path:"token" doc:"Name or ID"`
 	}
 	auditInput struct {
-		orgQuery
+		OrgQuery
 		All    bool   `query:"all" doc:"Of every organisation; for the server's operator only"`
 		Before string `query:"before" doc:"Only events older than the one with this ID"`
 		Limit  int    `query:"limit" minimum:"1" maximum:"500" default:"100"`
@@ -197,7 +200,7 @@ func (s *Server) createToken(ctx context.Context, in *createTokenInput) (*newTok
 	return &newTokenOutput{Body: NewToken{Token: t, Secret: secret}}, nil
 }
 
-func (s *Server) listTokens(ctx context.Context, in *orgQuery) (*tokensOutput, error) {
+func (s *Server) listTokens(ctx context.Context, in *OrgQuery) (*tokensOutput, error) {
 	org, err := s.orgFor(ctx, in.Org)
 	if err != nil {
 		return nil, err

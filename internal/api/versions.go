@@ -50,6 +50,12 @@ type TemplateVersion struct {
 	Tags    []string `json:"tags" nullable:"false"`
 }
 
+// TagPath are the path parameters of one tag. It is exported so that huma looks into it.
+type TagPath struct {
+	TemplateName
+	Tag string `path:"tag" example:"v1"`
+}
+
 type (
 	listTemplatesInput struct {
 		Status  string `query:"status" enum:"pending,building,ready,failed"`
@@ -70,12 +76,8 @@ type (
 	}
 	versionsOutput struct{ Body []TemplateVersion }
 	tagsOutput     struct{ Body []kiln.Tag }
-	tagPath        struct {
-		TemplateName
-		Tag string `path:"tag" example:"v1"`
-	}
-	setTagInput struct {
-		tagPath
+	setTagInput    struct {
+		TagPath
 		Body *SetTagRequest
 	}
 	tagOutput     struct{ Body kiln.Tag }
@@ -189,7 +191,7 @@ func (s *Server) setTag(ctx context.Context, in *setTagInput) (*tagOutput, error
 	return &tagOutput{Body: kiln.Tag{Name: in.Tag, Version: number, CreatedAt: time.Now().UTC()}}, nil
 }
 
-func (s *Server) removeTag(ctx context.Context, in *tagPath) (*struct{}, error) {
+func (s *Server) removeTag(ctx context.Context, in *TagPath) (*struct{}, error) {
 	return nil, s.opts.Versions.RemoveTag(ctx, orgOf(ctx), in.Name, in.Tag)
 }
 

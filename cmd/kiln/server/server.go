@@ -129,6 +129,12 @@ func (s *serving) open(ctx context.Context) error {
 	if err := errors.Join(os.RemoveAll(spool), os.MkdirAll(spool, 0o700)); err != nil {
 		return fmt.Errorf("uploads: %w", err)
 	}
+	s.gate.open(s.handler(n, spool))
+	return nil
+}
+
+// handler answers requests with what a node has. spool is a folder for uploads.
+func (s *serving) handler(n *node, spool string) http.Handler {
 	c := s.opts.Config
 	rest := api.New(api.Options{
 		Templates: templates{n.pipeline}, Versions: versions{n.pipeline}, Diffs: diffs{n.store, n.blobs}, Sandboxes: sandboxes{n.sandboxes, n.pipeline},
@@ -137,10 +143,9 @@ func (s *serving) open(ctx context.Context) error {
 		RequestTimeout: time.Duration(c.API.RequestTimeout), DefaultTTL: time.Duration(c.Sandbox.DefaultTTL),
 		Sizes: c.SizeTable(), Log: s.log,
 	})
-	s.gate.open(proxy.Handler(proxy.Options{
+	return proxy.Handler(proxy.Options{
 		Sandboxes: daemons{n.sandboxes}, Auth: n.store, Domain: c.Domain, Next: rest.Handler(), Log: s.log,
-	}))
-	return nil
+	})
 }
 
 // stop ends everything within the configured time. New requests are refused at once;
