@@ -2,14 +2,12 @@ package guest
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
 	"time"
 
 	"github.com/kilnvm/kiln"
-	"github.com/kilnvm/kiln/internal/guestapi/identity"
 )
 
 // Setup is how commands run in sandboxes of a template. It is part of the snapshot.
@@ -87,14 +85,22 @@ func (c *Client) Configure(ctx context.Context, s Setup) error {
 func (c *Client) Refresh(ctx context.Context, token string, entropy []byte) error {
 	c.UseToken(token)
 	now := time.Now()
-	err := c.send(ctx, identity.Request{Time: now, Entropy: entropy})
-	if errors.Is(err, errors.ErrUnsupported) {
-		err = c.post(ctx, "/init", initRequest{Timestamp: &now, Entropy: entropy, AccessToken: token})
-	}
-	if err != nil {
+	if err := c.post(ctx, "/init", initRequest{Timestamp: &now, Entropy: entropy, AccessToken: token}); err != nil {
 		return err
 	}
 	return c.correctClock(ctx, time.Since(now))
+}
+
+// ReplaceIdentity makes a clone of a sandbox, which has an identity and asks for token,
+// another sandbox.
+func (c *Client) ReplaceIdentity(ctx context.Context, token string, id kiln.Identity) error {
+	c.UseToken(token)
+	begun := time.Now()
+	if err := c.postIdentity(ctx, id); err != nil {
+		return err
+	}
+	c.UseToken(id.AccessToken)
+	return c.correctClock(ctx, time.Since(begun))
 }
 
 // Quiesce makes a VM fit for a capture: its data is on its disk. If connections to the

@@ -198,8 +198,7 @@ func (m *Manager) bringUp(ctx context.Context, b *box, requested time.Time) erro
 	if err := m.resume(ctx, b, machine); err != nil {
 		return fmt.Errorf("resume: %w", err)
 	}
-	b.client.UseToken(parentToken)
-	if err := b.client.SetIdentity(ctx, b.identity()); err != nil {
+	if err := b.client.ReplaceIdentity(ctx, parentToken, b.identity()); err != nil {
 		return fmt.Errorf("identity: %w", err)
 	}
 	b.change(func(s *kiln.Sandbox) { s.BootMode, s.BootTime = kiln.BootSnapshot, time.Since(requested) })
