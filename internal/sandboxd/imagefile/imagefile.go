@@ -6,6 +6,7 @@ package imagefile
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -18,29 +19,40 @@ const MaxSize = 4 << 20
 
 // Read returns the content of a regular file of at most [MaxSize]. For anything else that
 // stands in its place the error is [fs.ErrNotExist], as if there were nothing.
+//
+// It speaks to the kernel directly: package os would also ask the poller, in vain, and this
+// is on the way of every command.
 func Read(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENXIO) {
 		return nil, unusable(path, err.Error())
 	}
 	if err != nil {
-		return nil, err
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
+	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	var info unix.Stat_t
+	if err := unix.Fstat(fd, &info); err != nil {
+		return nil, &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
-	if !info.Mode().IsRegular() {
+	if info.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil, unusable(path, "not a regular file")
 	}
-	if info.Size() > MaxSize {
-		return nil, unusable(path, fmt.Sprintf("%d bytes", info.Size()))
+	if info.Size > MaxSize {
+		return nil, unusable(path, fmt.Sprintf("%d bytes", info.Size))
 	}
-	content := make([]byte, info.Size())
-	n, err := f.ReadAt(content, 0)
-	if int64(n) < info.Size() {
-		return nil, fmt.Errorf("read %s: %w", path, err)
+	content := make([]byte, info.Size)
+	for n := 0; n < len(content); {
+		more, err := unix.Pread(fd, content[n:], int64(n))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+		case more == 0:
+			return nil, fmt.Errorf("read %s: %w", path, io.ErrUnexpectedEOF)
+		default:
+			n += more
+		}
 	}
 	return content, nil
 }
