@@ -13,3 +13,47 @@ type DiskLimits struct {
 
 // Limited reports whether there is any limit.
 func (l DiskLimits) Limited() bool { return l.BandwidthMBps > 0 || l.OpsPerSec > 0 }
+
+// maxDiskLimit is far above what any disk does.
+const maxDiskLimit = 1 << 20
+
+// Validate returns the first fault as an [Error] that names the limit.
+func (l DiskLimits) Validate() error {
+	for _, f := range []struct {
+		name         string
+		value, below int // below: the limit that it extends, -1 for none
+	}{
+		{"bandwidth_mbps", l.BandwidthMBps, -1}, {"ops_per_sec", l.OpsPerSec, -1},
+		{"burst_mbps", l.BurstMBps, l.BandwidthMBps}, {"burst_ops", l.BurstOps, l.OpsPerSec},
+	} {
+		switch {
+		case f.value < 0 || f.value > maxDiskLimit:
+			return Errorf(CodeInvalid, "disk limit %s: %d is not between 0 and %d", f.name, f.value, maxDiskLimit)
+		case f.value > 0 && f.below == 0:
+			return Errorf(CodeInvalid, "disk limit %s without the limit that it extends", f.name).
+				WithHint("burst_mbps goes with bandwidth_mbps, burst_ops with ops_per_sec")
+		case f.value > 0 && f.value < f.below:
+			return Errorf(CodeInvalid, "disk limit %s: %d is less than the limit that it extends, %d", f.name, f.value, f.below)
+		}
+	}
+	return nil
+}
+
+// Quota is what the owner of a template may change without a build. Zero fields leave what
+// the version says.
+type Quota struct {
+	DiskMB int        `json:"disk_size_mb,omitempty"` // writable disk of new sandboxes
+	Limits DiskLimits `json:"limits,omitzero"`
+}
+
+// Apply returns the version with the quota over its metadata.
+func (q Quota) Apply(v *Version) *Version {
+	c := *v
+	if q.DiskMB > 0 {
+		c.Metadata.DiskMB = q.DiskMB
+	}
+	if q.Limits != (DiskLimits{}) {
+		c.Metadata.Limits = q.Limits
+	}
+	return &c
+}

@@ -32,6 +32,8 @@ type Metadata struct {
 	Build  MetadataBuild `json:"build,omitzero"`
 	// Egress is what sandboxes may reach unless they say otherwise.
 	Egress EgressPolicy `json:"egress,omitzero"`
+	// Limits bound the disk traffic of each sandbox.
+	Limits DiskLimits `json:"limits,omitzero"`
 }
 
 // MetadataBuild is the [build] table of a metadata file.

@@ -27,6 +27,8 @@ type buildFlags struct {
 	buildArgs, env, secrets                  []string
 	noCache, pull                            bool
 	from                                     sourceFlags
+	egress                                   egressFlags
+	limits                                   limitFlags
 }
 
 func (f *buildFlags) add(cmd *cobra.Command) {
@@ -44,6 +46,8 @@ func (f *buildFlags) add(cmd *cobra.Command) {
 	flags.IntVar(&f.diskMB, "disk-size-mb", 0, fmt.Sprintf("writable disk of its sandboxes in MiB (default %d)", kiln.DefaultDiskMB))
 	flags.StringVar(&f.size, "size", "", "default VM size of its sandboxes")
 	f.from.add(flags)
+	f.egress.add(cmd, "egress-")
+	f.limits.add(flags)
 }
 
 func (a *app) templatesCreate() *cobra.Command {
@@ -248,6 +252,16 @@ func (f *buildFlags) request(a *app) (*client.CreateTemplate, error) {
 		if _, err := kiln.SizeByName(f.size); err != nil {
 			return nil, err
 		}
+	}
+	egress, err := f.egress.change()
+	if err != nil {
+		return nil, err
+	}
+	if egress != nil {
+		req.Metadata.Egress = egress.Policy()
+	}
+	if req.Metadata.Limits, err = f.limits.limits(); err != nil {
+		return nil, err
 	}
 	if err := f.from.fill(a, f.dockerfile, req); err != nil {
 		return nil, err

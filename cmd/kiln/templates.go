@@ -18,6 +18,7 @@ func (a *app) templatesCommand() *cobra.Command {
 		a.templatesCreate(), a.templatesBuild(), a.templatesRebuild(), a.templatesList(), a.templatesShow(), a.templatesLogs(),
 		a.templatesDiff(), a.templatesCancel(), a.templatesDelete(), a.templatesSmoke(),
 		a.templatesVersions(), a.templatesTag(), a.templatesUntag(), a.templatesTags(), a.templatesRollback(),
+		a.templatesCapture(), a.templatesUpdateQuota(),
 	)
 	return cmd
 }
@@ -57,6 +58,14 @@ func (a *app) printTemplate(t *api.TemplateDetail) error {
 	for _, row := range [][]string{{"description", t.Description}, {"author", t.Author}, {"base image", t.Base}, {"default size", t.DefaultSize}} {
 		if row[1] != "" {
 			rows = append(rows, row)
+		}
+	}
+	if t.Quota != nil {
+		rows = append(rows, []string{"quota", quotaText(*t.Quota)})
+	}
+	for _, v := range t.Versions {
+		if v.Number == shownVersion(t.Template) {
+			rows = append(rows, policyRows(v)...)
 		}
 	}
 	if t.SizeBytes > 0 {

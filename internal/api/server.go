@@ -69,6 +69,7 @@ func New(opts Options) *Server {
 	s.api = humago.New(s.mux, apiConfig(opts.Version))
 	s.registerTemplates()
 	s.registerVersions()
+	s.registerCapture()
 	s.registerDiff()
 	s.registerBuilds()
 	s.registerSandboxes()

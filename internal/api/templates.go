@@ -22,6 +22,10 @@ type Templates interface {
 	Rebuild(ctx context.Context, orgID string, req NewVersion) (Queued, error)
 	// BuildBuiltIn builds a built-in template now if its newest version is not ready.
 	BuildBuiltIn(ctx context.Context, name string) (Queued, error)
+	// Capture queues a version of a template made of a running sandbox's file system.
+	Capture(ctx context.Context, orgID string, req CaptureTemplate) (Queued, error)
+	// UpdateQuota changes what new sandboxes of a template get.
+	UpdateQuota(ctx context.Context, orgID, ref string, change func(*kiln.Quota)) (*kiln.Template, error)
 	List(ctx context.Context, orgID string) ([]*kiln.Template, error)
 	// Get returns a template and its versions, newest first.
 	Get(ctx context.Context, orgID, ref string) (*kiln.Template, []*kiln.Version, error)
@@ -101,6 +105,7 @@ type Template struct {
 	Latest      Build              `json:"latest" doc:"The newest version, whatever became of it"`
 	BuildError  *kiln.BuildError   `json:"build_error,omitempty" doc:"Why the newest version failed"`
 	DefaultSize string             `json:"default_size,omitempty"`
+	Quota       *kiln.Quota        `json:"quota,omitempty" doc:"What holds for all versions"`
 	CreatedAt   time.Time          `json:"created_at"`
 	UpdatedAt   time.Time          `json:"updated_at"`
 
@@ -123,6 +128,9 @@ func templateOf(sizes kiln.SizeTable, t *kiln.Template) Template {
 	out := Template{
 		ID: t.ID, Name: t.Name, Status: t.Status(), Version: t.Current, BuiltIn: t.BuiltIn, Description: t.Description,
 		Author: t.Author, Icon: t.Icon, Tags: t.Tags, CreatedAt: t.CreatedAt, UpdatedAt: t.UpdatedAt, IsGlobal: t.BuiltIn,
+	}
+	if t.Quota != (kiln.Quota{}) {
+		out.Quota = &t.Quota
 	}
 	if t.Latest == nil {
 		return out

@@ -273,7 +273,7 @@ func checkNewName(name string) error {
 	if err := kiln.CheckTemplateName(name); err != nil {
 		return err
 	}
-	if name == "build" || name == "builds" { // routes of the API
+	if name == "build" || name == "builds" || name == "capture" { // routes of the API
 		return kiln.Errorf(kiln.CodeInvalid, "template name %q is reserved", name)
 	}
 	return nil

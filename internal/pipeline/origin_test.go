@@ -142,3 +142,47 @@ func TestCapturedRoot(t *testing.T) {
 		t.Errorf("%d of 3 roots closed", r.closed)
 	}
 }
+
+func TestQuotaNeedsNoBuild(t *testing.T) {
+	r := newRig(t, t.TempDir(), nil)
+	r.ready(t, r.create(t, "a", files{"kiln-template.toml": "disk_mb = 512\n[limits]\nops_per_sec = 10\n"}))
+	resolve := func() (kiln.VMSpec, kiln.DiskLimits) {
+		t.Helper()
+		_, v, err := r.store.ResolveTemplate(t.Context(), org, kiln.TemplateRef{NameOrID: "a"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec := v.VMSpec(kiln.Sizes()[0])
+		return spec, spec.Disk
+	}
+	if spec, limits := resolve(); spec.ScratchMB != 512 || limits != (kiln.DiskLimits{OpsPerSec: 10}) {
+		t.Errorf("as built: %d MiB, %+v", spec.ScratchMB, limits)
+	}
+	tmpl, err := r.UpdateQuota(t.Context(), org, "a", func(q *kiln.Quota) { q.DiskMB, q.Limits.BandwidthMBps = 2048, 100 })
+	if err != nil || tmpl.Quota.DiskMB != 2048 {
+		t.Fatalf("%+v, %v", tmpl, err)
+	}
+	if spec, limits := resolve(); spec.ScratchMB != 2048 || limits != (kiln.DiskLimits{BandwidthMBps: 100}) {
+		t.Errorf("with a quota: %d MiB, %+v", spec.ScratchMB, limits)
+	}
+	for name, change := range map[string]func(*kiln.Quota){
+		"negative":         func(q *kiln.Quota) { q.Limits.OpsPerSec = -1 },
+		"burst of nothing": func(q *kiln.Quota) { q.Limits.BurstOps = 5 },
+		"huge disk":        func(q *kiln.Quota) { q.DiskMB = 1 << 30 },
+	} {
+		if _, err := r.UpdateQuota(t.Context(), org, "a", change); kiln.CodeOf(err) != kiln.CodeInvalid {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := r.UpdateQuota(t.Context(), "org_b", "a", func(*kiln.Quota) {}); kiln.CodeOf(err) != kiln.CodeNotFound {
+		t.Errorf("another organisation: %v", err)
+	}
+	res, err := r.Rebuild(t.Context(), org, Rebuild{Template: "a", NoCache: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.ready(t, res)
+	if spec, _ := resolve(); spec.ScratchMB != 2048 {
+		t.Errorf("a rebuild took the quota away: %d MiB", spec.ScratchMB)
+	}
+}

@@ -245,7 +245,7 @@ func (s *Service) unchanged(ctx context.Context, t *kiln.Template, v *kiln.Versi
 	if err != nil {
 		return nil
 	}
-	if _, ok, err = s.bakes.find(ctx, s.opts.Snapshots.Key(current.VMSpec(size))); err != nil || !ok {
+	if _, ok, err = s.bakes.find(ctx, s.opts.Snapshots.Key(t.Quota.Apply(current).VMSpec(size))); err != nil || !ok {
 		return nil
 	}
 	return current
@@ -301,6 +301,10 @@ func mergeMetadata(file, over kiln.Metadata) (kiln.Metadata, error) {
 	}
 	if over.DiskMB != 0 {
 		m.DiskMB = over.DiskMB
+	}
+	m.Egress = over.Egress.Over(m.Egress)
+	if over.Limits != (kiln.DiskLimits{}) {
+		m.Limits = over.Limits
 	}
 	if len(over.Env) > 0 {
 		m.Env = maps.Clone(m.Env)

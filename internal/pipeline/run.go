@@ -233,7 +233,11 @@ func (j *job) snapshotStage(ctx context.Context, res *kiln.StageResult) error {
 	}
 	res.Detail = size.Name
 	var snap kiln.Snapshot
-	snap, res.Cached, err = j.bakes.ensure(ctx, j.v, size, j.progress)
+	quota, err := j.opts.Store.TemplateQuota(ctx, j.v.TemplateID)
+	if err != nil {
+		return err
+	}
+	snap, res.Cached, err = j.bakes.ensure(ctx, quota.Apply(j.v), size, j.progress)
 	res.Key = snap.Key
 	return err
 }

@@ -193,7 +193,7 @@ func (h *handler) sandboxOf(r *http.Request) (id, port string, named bool) {
 func hostOnly(p string) bool {
 	first, _, _ := strings.Cut(strings.TrimPrefix(path.Clean("/"+p), "/"), "/")
 	switch first {
-	case "init", "quiesce", "shutdown", "freeze", "unfreeze", "fsfreeze", "fsthaw", "collapse", "upgrade":
+	case "init", "quiesce", "root", "shutdown", "freeze", "unfreeze", "fsfreeze", "fsthaw", "collapse", "upgrade":
 		return true
 	}
 	return false

@@ -103,6 +103,7 @@ func TestProxy(t *testing.T) {
 		{"init", "/init", "", box(header{"X-API-Key": "good"}), 403, ""},
 		{"init, disguised", "/x/..//init/", "", box(header{"X-API-Key": "good"}), 403, ""},
 		{"quiesce", "/quiesce", "", box(header{"X-API-Key": "good"}), 403, ""},
+		{"root", "/root", "", box(header{"X-API-Key": "good"}), 403, ""},
 		{"shutdown", "/shutdown", "", box(nil), 403, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {

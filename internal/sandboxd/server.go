@@ -84,6 +84,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /metrics", rest(s.getMetrics))
 	mux.HandleFunc("POST /init", rest(s.postInit))
 	mux.HandleFunc("POST /quiesce", rest(s.postQuiesce))
+	mux.HandleFunc("GET /root", rest(s.getRoot))
 	mux.HandleFunc("POST /shutdown", rest(s.postShutdown))
 	limit := connect.WithReadMaxBytes(maxMessage)
 	mux.Handle(processconnect.NewProcessHandler(&processService{server: s}, limit))

@@ -135,6 +135,10 @@ func (p *metadataParser) field(name string, v value) error {
 		return v.text(&m.Smoke)
 	case "disk_mb":
 		return v.disk(&m.DiskMB)
+	case "egress":
+		return p.egressTable(v)
+	case "limits":
+		return p.limitsTable(v)
 	case "build":
 		return p.buildTable(v)
 	}
@@ -144,6 +148,15 @@ func (p *metadataParser) field(name string, v value) error {
 
 // buildTable reads [build], the defaults of the image stage.
 func (p *metadataParser) buildTable(v value) error {
+	return p.members(v, map[string]func(value) error{
+		"base":   func(m value) error { return m.baseList(&p.out.Build.Base) },
+		"args":   func(m value) error { return m.decodeTable(&p.out.Build.Args, "a table of strings") },
+		"target": func(m value) error { return m.text(&p.out.Build.Target) },
+	})
+}
+
+// members reads a table whose keys are known, in the order of the file.
+func (p *metadataParser) members(v value, known map[string]func(value) error) error {
 	var inner map[string]toml.Primitive
 	if err := v.decodeTable(&inner, "a table"); err != nil {
 		return err
@@ -154,18 +167,12 @@ func (p *metadataParser) buildTable(v value) error {
 		}
 		name := key[len(key)-1]
 		member := value{p: p, key: key, prim: inner[name], line: p.line(inner[name])}
-		var err error
-		switch name {
-		case "base":
-			err = member.baseList(&p.out.Build.Base)
-		case "args":
-			err = member.decodeTable(&p.out.Build.Args, "a table of strings")
-		case "target":
-			err = member.text(&p.out.Build.Target)
-		default:
+		read, ok := known[name]
+		if !ok {
 			p.warnUnknown(member)
+			continue
 		}
-		if err != nil {
+		if err := read(member); err != nil {
 			return err
 		}
 	}
@@ -204,7 +211,10 @@ func CheckMetadata(m kiln.Metadata) error {
 	if err := checkInit(m); err != nil {
 		return kiln.Errorf(kiln.CodeInvalid, "init: %v", err)
 	}
-	return nil
+	if err := m.Egress.Validate(); err != nil {
+		return err
+	}
+	return m.Limits.Validate()
 }
 
 func checkSizes(m kiln.Metadata) error {

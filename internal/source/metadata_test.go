@@ -27,6 +27,18 @@ disk_mb = 2048
 PYTHONUNBUFFERED = "1"
 OMP_NUM_THREADS = "2"
 
+[egress]
+mode = "deny_all"
+allow_cidrs = ["0.0.0.0/0"]
+deny_cidrs = ["10.0.0.0/8"]
+allow_ports = [443]
+allow_domains = ["*.example.com"]
+
+[limits]
+bandwidth_mbps = 100
+burst_mbps = 200
+ops_per_sec = 1000
+
 [build]
 base = ["python:3.12-slim", "debian:bookworm-slim"]
 target = "final"
@@ -37,9 +49,14 @@ args = { A = "1" }
 		Tags: []string{"python", "ml", "data-science"}, DefaultSize: "performance-2x", MinSize: "shared-cpu-4x",
 		Env:      map[string]string{"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"},
 		StartCmd: "jupyter kernel", ReadyCmd: "true", PostRestore: "reseed", Init: kiln.InitSystemd, DiskMB: 2048,
-		Build: kiln.MetadataBuild{Base: []string{"python:3.12-slim", "debian:bookworm-slim"}, Target: "final", Args: map[string]string{"A": "1"}},
+		Egress: kiln.EgressPolicy{
+			Mode: kiln.EgressDenyAll, AllowCIDRs: []string{"0.0.0.0/0"}, DenyCIDRs: []string{"10.0.0.0/8"}, AllowPorts: []int{443},
+			AllowDomains: []string{"*.example.com"},
+		},
+		Limits: kiln.DiskLimits{BandwidthMBps: 100, BurstMBps: 200, OpsPerSec: 1000},
+		Build:  kiln.MetadataBuild{Base: []string{"python:3.12-slim", "debian:bookworm-slim"}, Target: "final", Args: map[string]string{"A": "1"}},
 	}
-	nested := "[template]\n" + strings.NewReplacer("[env]", "[template.env]", "[build]", "[template.build]").Replace(documented)
+	nested := "[template]\n" + strings.NewReplacer("[env]", "[template.env]", "[egress]", "[template.egress]", "[limits]", "[template.limits]", "[build]", "[template.build]").Replace(documented)
 	mixed := strings.Replace(documented, "[env]", "[template]\nauthor = \"your-org\"\n[env]", 1)
 	mixed = strings.Replace(mixed, "author = \"your-org\"\nicon", "icon", 1)
 	for name, text := range map[string]string{"top level": documented, "under [template]": nested, "both": mixed} {
@@ -101,6 +118,15 @@ func TestParseMetadataErrors(t *testing.T) {
 		{"[build]\nbase = 1", "build.base: want a list of image names", 2},
 		{"[build]\nbase = [\"a b\"]", `build.base: "a b" is no name of an image`, 2},
 		{"init = \"runit\"", `init: "runit" is not "systemd"`, 1},
+		{"[egress]\nmode = \"some\"", "egress.mode: mode \"some\" is neither", 2},
+		{"[egress]\n\nallow_cidrs = [\"10.0.0.0/40\"]", "egress.allow_cidrs: allow-cidr:", 3},
+		{"[egress]\ndeny_cidrs = \"10.0.0.0/8\"", "egress.deny_cidrs: want a list of IPv4 ranges", 2},
+		{"[egress]\nallow_cidrs = [\"10.0.0.0/8\"]\nallow_ports = [70000]", "egress.allow_ports: allow-port 70000 is not between", 3},
+		{"name = \"x\"\n[egress]\nallow_ports = [80]", "egress: allow-port 80 without allow-cidr", 2},
+		{"[egress]\nmode = \"allow_all\"\nallow_cidrs = [\"10.0.0.0/8\"]", "egress: mode allow_all contradicts", 1},
+		{"[egress]\nallow_domains = [\"*\"]", "egress.allow_domains:", 2},
+		{"[limits]\nbandwidth_mbps = \"fast\"", "limits.bandwidth_mbps: want a whole number", 2},
+		{"[limits]\nburst_ops = 5", "limits: disk limit burst_ops without", 1},
 		{"build = 1", "build: want a table", 1},
 		{"template = 1", "template: want a table", 1},
 		{"start_cmd = [\"a\"]", "start_cmd: want a string", 1},

@@ -42,7 +42,7 @@ func (s *Store) ResolveTemplate(ctx context.Context, orgID string, ref kiln.Temp
 	if !v.CollectedAt.IsZero() {
 		return nil, nil, collectedError(v.Number, t.Name)
 	}
-	return t, v, nil
+	return t, t.Quota.Apply(v), nil
 }
 
 func (s *Store) taggedVersion(ctx context.Context, t *kiln.Template, tag string) (int, error) {

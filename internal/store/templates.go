@@ -11,12 +11,12 @@ import (
 	"github.com/kilnvm/kiln"
 )
 
-const templateColumns = `t.id, t.org_id, t.name, t.description, t.author, t.icon, t.tags_json, t.current, t.created_at, t.updated_at`
+const templateColumns = `t.id, t.org_id, t.name, t.description, t.author, t.icon, t.tags_json, t.current, t.created_at, t.updated_at, t.quota_json`
 
 func scanTemplate(row scanner, t *kiln.Template, more ...any) error {
 	dest := append([]any{
 		&t.ID, &t.OrgID, &t.Name, &t.Description, &t.Author, &t.Icon, jsonColumn{&t.Tags}, &t.Current,
-		timeColumn{&t.CreatedAt}, timeColumn{&t.UpdatedAt},
+		timeColumn{&t.CreatedAt}, timeColumn{&t.UpdatedAt}, jsonColumn{&t.Quota},
 	}, more...)
 	if err := row.Scan(dest...); err != nil {
 		return err

@@ -10,10 +10,15 @@ import (
 	"github.com/kilnvm/kiln/internal/guest"
 	"github.com/kilnvm/kiln/internal/pipeline"
 	"github.com/kilnvm/kiln/internal/sandbox"
+	"github.com/kilnvm/kiln/internal/store"
 )
 
 // templates is the pipeline as the API wants it.
-type templates struct{ *pipeline.Service }
+type templates struct {
+	*pipeline.Service
+	sandboxes sandboxes
+	store     *store.Store
+}
 
 // Create implements api.Templates.
 func (t templates) Create(ctx context.Context, orgID string, req api.NewTemplate) (api.Queued, error) {

@@ -10,6 +10,7 @@ CREATE TABLE templates (
     author      TEXT    NOT NULL,
     icon        TEXT    NOT NULL,
     tags_json   TEXT    NOT NULL,
+    quota_json  TEXT    NOT NULL DEFAULT '{}', -- what holds for all versions
     current     BIGINT  NOT NULL DEFAULT 0,    -- version that sandboxes start from, 0 before the first
     promoted    BIGINT  NOT NULL DEFAULT 0,    -- newest version that a build promoted; current is older after a rollback
     latest      BIGINT  NOT NULL DEFAULT 0,    -- newest version, whatever became of it
