@@ -77,6 +77,7 @@ func (a *app) runOnce(ctx context.Context, req api.CreateSandboxRequest, e execF
 func (a *app) sandboxExec() *cobra.Command {
 	var e execFlags
 	var env []string
+	var detach bool
 	cmd := &cobra.Command{
 		Use:   "exec ID -- COMMAND [ARG...]",
 		Short: "Run a command in a running sandbox and exit with its code",
@@ -90,11 +91,16 @@ func (a *app) sandboxExec() *cobra.Command {
 			if err != nil {
 				return ownFailure(err)
 			}
-			return ownFailure(a.exec(cmd.Context(), c, args[0], e, vars, args[1:]))
+			run := a.exec
+			if detach {
+				run = a.detach
+			}
+			return ownFailure(run(cmd.Context(), c, args[0], e, vars, args[1:]))
 		},
 	}
 	e.add(cmd)
 	cmd.Flags().StringArrayVarP(&env, "env", "e", nil, "NAME=VALUE for this command (repeatable)")
+	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "let the command run on by itself and print its process ID")
 	return cmd
 }
 

@@ -18,7 +18,8 @@ func (a *app) sandboxCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "sandbox", Aliases: []string{"sandboxes", "sb"}, Short: "Start and use sandboxes"}
 	cmd.AddCommand(
 		a.sandboxRun(), a.sandboxCreate(), a.sandboxExec(), a.sandboxList(), a.sandboxStatus(), a.sandboxUpload(), a.sandboxDownload(),
-		a.sandboxKeepalive(), a.sandboxRunCode(), a.sandboxPause(), a.sandboxWake(), a.sandboxFork(), a.sandboxLifecycle(), a.sandboxDestroy(),
+		a.sandboxKeepalive(), a.sandboxRunCode(), a.sandboxPause(),
+		a.sandboxShell(), a.sandboxProcesses(), a.sandboxAttach(), a.sandboxKill(), a.sandboxWake(), a.sandboxFork(), a.sandboxLifecycle(), a.sandboxDestroy(),
 		a.sandboxEgress(), a.sandboxDenials(), a.sandboxNetwork(),
 	)
 	return cmd
@@ -188,7 +189,7 @@ func (a *app) sandboxKeepalive() *cobra.Command {
 
 func (a *app) sandboxDestroy() *cobra.Command {
 	return &cobra.Command{
-		Use: "destroy ID...", Aliases: []string{"delete", "rm", "kill"}, Short: "End sandboxes at once", Args: cobra.MinimumNArgs(1),
+		Use: "destroy ID...", Aliases: []string{"delete", "rm"}, Short: "End sandboxes at once", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client()
 			if err != nil {

@@ -117,13 +117,7 @@ func (c *Client) Start(ctx context.Context, cmd Command) (*Process, error) {
 		_ = p.Kill(context.WithoutCancel(ctx))
 		return nil, translate(ctx, ctx.Err())
 	}
-	go p.pump(streamCtx, stream)
-	if cmd.Stdin != nil {
-		go p.feed(streamCtx)
-	}
-	if cmd.TTY != nil && cmd.TTY.Resize != nil {
-		go p.resize(streamCtx)
-	}
+	p.follow(streamCtx, eventsOf[*process.StartResponse]{stream})
 	return p, nil
 }
 
@@ -160,13 +154,17 @@ func setUser(h http.Header, user string) {
 }
 
 // pump copies the output and finds out how the command ended.
-func (p *Process) pump(ctx context.Context, stream *connect.ServerStreamForClient[process.StartResponse]) {
+func (p *Process) pump(ctx context.Context, stream events) {
 	defer close(p.done)
 	defer p.cancel()
 	defer func() { _ = stream.Close() }()
 	var end *process.ProcessEvent_EndEvent
-	for stream.Receive() {
-		switch event := stream.Msg().GetEvent().GetEvent().(type) {
+	for {
+		received, more := stream.next()
+		if !more {
+			break
+		}
+		switch event := received.GetEvent().(type) {
 		case *process.ProcessEvent_Data:
 			if err := p.output(event.Data); err != nil {
 				p.err = fmt.Errorf("command output: %w", err)

@@ -222,13 +222,10 @@ func (p *processService) SendSignal(_ context.Context, req *connect.Request[proc
 	if err != nil {
 		return nil, err
 	}
-	var signal unix.Signal
-	switch req.Msg.GetSignal() {
-	case process.Signal_SIGNAL_SIGTERM:
-		signal = unix.SIGTERM
-	case process.Signal_SIGNAL_SIGKILL:
-		signal = unix.SIGKILL
-	default:
+	// The protocol names two signals by the numbers that Linux gives them; all others are
+	// taken by those numbers as well.
+	signal := unix.Signal(req.Msg.GetSignal())
+	if unix.SignalName(signal) == "" {
 		return nil, errorf(connect.CodeUnimplemented, "signal %v is not supported", req.Msg.GetSignal())
 	}
 	err = r.child.SignalGroup(signal)
