@@ -22,6 +22,7 @@ var kinds = map[string]string{
 	"sandboxes": "sandboxes",
 	"snapshots": "sandboxes", // of one
 	"sizes":     "sandboxes",
+	"pool":      "templates", // kept ready of one
 }
 
 // scopeOf returns what a token must allow for a request to be answered.

@@ -22,6 +22,7 @@ type Options struct {
 	Diffs     Diffs
 	Sandboxes Sandboxes
 	Networks  Networks
+	Pool      Pool
 	Auth      Authenticator
 	Access    Access
 	Garbage   Garbage
@@ -74,6 +75,7 @@ func New(opts Options) *Server {
 	s.registerBuilds()
 	s.registerSandboxes()
 	s.registerEgress()
+	s.registerPool()
 	s.registerExec()
 	s.registerFiles()
 	s.registerAccess()

@@ -41,6 +41,7 @@ type Config struct {
 	VM      VM      `toml:"vm"`
 	Sandbox Sandbox `toml:"sandbox"`
 	Network Network `toml:"network"`
+	Pool    Pool    `toml:"pool"`
 	API     API     `toml:"api"`
 	GC      GC      `toml:"gc"`
 
@@ -180,6 +181,7 @@ func Default() Config {
 		Network: defaultNetwork(),
 		Sandbox: Sandbox{Overcommit: 2, ReserveMB: 512, Cgroups: "auto", DefaultTTL: Duration(kiln.DefaultTTL)},
 		GC:      defaultGC(),
+		Pool:    Pool{MaxDemand: 2},
 		API:     API{RequestTimeout: Duration(30 * time.Second), ShutdownTimeout: Duration(20 * time.Second)},
 	}
 }
@@ -211,7 +213,7 @@ func Load(path string) (Config, error) {
 // the key.
 func (c *Config) Validate() error {
 	for _, check := range []func() error{
-		c.checkPaths, c.checkListen, c.checkLog, c.checkStore, c.checkGC, c.checkCatalog, c.checkBuild, c.checkVM, c.checkSizes, c.checkLimits, c.checkNetwork,
+		c.checkPaths, c.checkListen, c.checkLog, c.checkStore, c.checkGC, c.checkCatalog, c.checkBuild, c.checkVM, c.checkSizes, c.checkPool, c.checkLimits, c.checkNetwork,
 	} {
 		if err := check(); err != nil {
 			return err

@@ -25,6 +25,7 @@ func TestSampleFileShowsDefaults(t *testing.T) {
 	want.Build.Keyrings = map[string]string{}
 	want.Build.Layouts, want.Build.GitHosts = []string{}, []string{}
 	want.Sizes = map[string]Size{}
+	want.Pool.Targets = map[string]int{}
 	want.Sandbox.OrgLimits = map[string]int{}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("docs/kiln.toml differs from the defaults:\n got %+v\nwant %+v", got, want)

@@ -83,19 +83,14 @@ func (a *admission) promise(size kiln.Size) (release func(), err error) {
 	}), nil
 }
 
-// reserve takes a seat and a promise of memory.
-func (a *admission) reserve(orgID string, size kiln.Size) (release func(), err error) {
-	leave, err := a.seat(orgID)
-	if err != nil {
-		return nil, err
-	}
-	giveBack, err := a.promise(size)
-	if err != nil {
-		leave()
-		return nil, err
-	}
-	return func() { leave(); giveBack() }, nil
+// budget is how much memory may be promised in all, in MiB.
+func (a *admission) budget() (int, error) {
+	host, err := a.memory()
+	return int(a.limits.Overcommit * float64(host.totalMiB-a.limits.ReserveMiB)), err
 }
+
+// calm reports whether so few starts are under way that another one disturbs none.
+func (a *admission) calm() bool { return len(a.starts) < max(1, cap(a.starts)/2) }
 
 // begin waits for a turn to start a VM. What it returns ends the turn, once.
 func (a *admission) begin(ctx context.Context) (done func(), err error) {

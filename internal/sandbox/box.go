@@ -25,6 +25,9 @@ type box struct {
 	// front is the client that others are given. It wakes the sandbox and counts as its
 	// use, as long as the box lives; client belongs to the machine of the moment.
 	front *guest.Client
+	// claimed is nil but for a warm slot, and closed when it stops being one.
+	claimed   chan struct{}
+	claimOnce func()
 
 	mu      sync.Mutex
 	view    kiln.Sandbox

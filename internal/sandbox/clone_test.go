@@ -199,3 +199,32 @@ func (h *vmHost) inArtifacts(t *testing.T, text string) bool {
 	}
 	return false
 }
+
+// A warm slot is a clone like any other once it is claimed: its own names, clock and random
+// numbers, in its own control group, and nothing of the time in which it waited.
+func TestWarmSlotsOfRealVMs(t *testing.T) {
+	h := newVMHost(t, nil)
+	h.warm.limits.Targets = map[string]int{"hello": 2}
+	keepWarm(t, h.Manager)
+	awaitWarm(t, h.Manager, "two slots", withReady(2))
+	const facts = `cat /proc/sys/kernel/random/uuid /proc/sys/kernel/random/boot_id /etc/machine-id /etc/hostname`
+	seen := map[string]string{}
+	for range 2 {
+		s := h.create(t, CreateRequest{OrgID: kiln.LocalOrgID, Template: "hello", BootMode: kiln.BootWarm})
+		t.Logf("warm start in %s", s.BootTime)
+		out := h.run(t, s.ID, facts)
+		for _, fact := range strings.Fields(out) {
+			if other, taken := seen[fact]; taken {
+				t.Errorf("%q is the same in %s and %s", fact, other, s.ID)
+			}
+			seen[fact] = s.ID
+		}
+		if _, ok := seen[s.ID]; !ok {
+			t.Errorf("sandbox %s has another host name: %s", s.ID, out)
+		}
+		seconds, err := strconv.ParseInt(strings.TrimSpace(h.run(t, s.ID, "date +%s")), 10, 64)
+		if skew := time.Since(time.Unix(seconds, 0)); err != nil || skew < -time.Second || skew > 5*time.Second {
+			t.Errorf("clock of %s is off by %s, error %v", s.ID, skew, err)
+		}
+	}
+}

@@ -36,21 +36,34 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (*kiln.Sandbox,
 // register admits a sandbox, writes its row and makes it known. The context it returns
 // ends with the request or when the box is destroyed.
 func (m *Manager) register(ctx context.Context, p *plan, req CreateRequest, now time.Time) (*box, context.Context, error) {
-	return m.admit(ctx, p, p.sandbox(req, now))
-}
-
-// admit is register for a sandbox that is described already.
-func (m *Manager) admit(ctx context.Context, p *plan, view kiln.Sandbox) (*box, context.Context, error) {
-	release, err := m.admission.reserve(view.OrgID, p.size)
+	view := p.sandbox(req, now)
+	b, err := m.claim(p, view)
 	if err != nil {
 		return nil, nil, err
 	}
+	if b != nil {
+		return m.enter(ctx, b)
+	}
+	return m.admit(ctx, p, view)
+}
+
+// admit is register for a sandbox that is described already, without a warm slot.
+func (m *Manager) admit(ctx context.Context, p *plan, view kiln.Sandbox) (*box, context.Context, error) {
+	release, err := m.reserve(view.OrgID, p.size)
+	if err != nil {
+		return nil, nil, err
+	}
+	return m.enter(ctx, m.newBox(view, p, release))
+}
+
+// enter writes the row of a sandbox that was admitted, and makes it known.
+func (m *Manager) enter(ctx context.Context, b *box) (*box, context.Context, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	b := m.newBox(view, p, release)
 	b.cancelStart = cancel
+	view := b.snapshot()
 	if err := m.opts.Store.CreateSandbox(ctx, &view); err != nil {
 		cancel(nil)
-		release()
+		m.discard(b)
 		return nil, nil, err
 	}
 	if err := m.add(b); err != nil {

@@ -19,6 +19,7 @@ type Manager struct {
 	opts      Options
 	log       *slog.Logger
 	admission *admission
+	warm      *pool
 
 	mu     sync.Mutex
 	closed bool
@@ -37,6 +38,7 @@ func New(opts Options) (*Manager, error) {
 	return &Manager{
 		opts: opts, log: opts.Log,
 		admission: newAdmission(opts.Limits),
+		warm:      newPool(opts.Warm),
 		living:    map[string]*box{},
 	}, nil
 }

@@ -49,6 +49,7 @@ type Options struct {
 	Dir    string
 	Sizes  kiln.SizeTable // this server's
 	Limits Limits
+	Warm   WarmLimits
 	// Groups bounds what VMs take from the host; nil bounds nothing.
 	Groups *cgroup.Tree
 	// Ready bounds the template's own commands in a cold start.

@@ -20,8 +20,33 @@ import (
 // entropyBytes are given to every clone before anything runs in it.
 const entropyBytes = 64
 
-// start brings the sandbox up by the fastest path there is.
+// start brings the sandbox up and lets it live.
 func (m *Manager) start(ctx context.Context, b *box, requested time.Time) error {
+	defer m.warm.wake()
+	if err := m.startVM(ctx, b, requested); err != nil {
+		return err
+	}
+	if err := ready.Restored(ctx, b.client, b.plan.spec, m.opts.Ready); err != nil {
+		return err
+	}
+	if err := b.run(func() { m.expire(b) }, func() { m.becomeIdle(b) }); err != nil {
+		return err
+	}
+	return m.save(ctx, b)
+}
+
+// startVM takes the fastest path there is. A warm slot that fails makes way for the next.
+func (m *Manager) startVM(ctx context.Context, b *box, requested time.Time) error {
+	if b.claimed != nil {
+		err := m.startWarm(ctx, b, requested)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		m.log.Error("warm slot failed", "sandbox", b.id, "template", b.plan.template.Name, "error", err)
+		if err := m.strip(b); err != nil {
+			return err
+		}
+	}
 	done, err := m.admission.begin(ctx)
 	if err != nil {
 		return err
@@ -45,20 +70,9 @@ func (m *Manager) start(ctx context.Context, b *box, requested time.Time) error 
 		return err
 	}
 	if snap != nil {
-		err = m.restore(ctx, b, snap, requested)
-	} else {
-		err = m.bootCold(ctx, b, requested)
+		return m.restore(ctx, b, snap, requested)
 	}
-	if err != nil {
-		return err
-	}
-	if err := ready.Restored(ctx, b.client, b.plan.spec, m.opts.Ready); err != nil {
-		return err
-	}
-	if err := b.run(func() { m.expire(b) }, func() { m.becomeIdle(b) }); err != nil {
-		return err
-	}
-	return m.save(ctx, b)
+	return m.bootCold(ctx, b, requested)
 }
 
 // chooseStart returns the snapshot to start b from, or nil for a cold boot. A path that the
@@ -68,7 +82,8 @@ func (m *Manager) chooseStart(ctx context.Context, b *box) (*kiln.Snapshot, erro
 	case kiln.BootCold:
 		return nil, nil
 	case kiln.BootWarm:
-		return nil, kiln.Errorf(kiln.CodeConflict, "no warm slot of template %q at size %s", b.plan.template.Name, b.plan.size.Name)
+		return nil, kiln.Errorf(kiln.CodeConflict, "no warm slot of template %q at size %s is ready", b.plan.template.Name, b.plan.size.Name).
+			WithHint("`kiln pool set %s --slots N` keeps some; `kiln pool list` shows them", b.plan.template.Name)
 	}
 	snap, err := m.usableSnapshot(ctx, b)
 	if err == nil && snap == nil && b.plan.bootMode == kiln.BootSnapshot {
@@ -127,7 +142,18 @@ func (m *Manager) restore(ctx context.Context, b *box, snap *kiln.Snapshot, requ
 		return fmt.Errorf("restore: %w", err)
 	}
 	m.adopt(b, machine)
-	// The identity is on its way before the guest runs, so that it finds it there.
+	if err := m.awaken(ctx, b, machine); err != nil {
+		return err
+	}
+	b.change(func(s *kiln.Sandbox) { s.BootMode, s.BootTime = kiln.BootSnapshot, time.Since(requested) })
+	return nil
+}
+
+// awaken lets a paused clone run and become itself. The identity is on its way before the
+// guest runs, so that it finds it there.
+func (m *Manager) awaken(ctx context.Context, b *box, machine vmm.Machine) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	identified := make(chan error, 1)
 	go func() { identified <- b.client.SetIdentity(ctx, b.identity()) }()
 	if err := m.resume(ctx, b, machine); err != nil {
@@ -138,7 +164,6 @@ func (m *Manager) restore(ctx context.Context, b *box, snap *kiln.Snapshot, requ
 	if err := <-identified; err != nil {
 		return fmt.Errorf("identity: %w", err)
 	}
-	b.change(func(s *kiln.Sandbox) { s.BootMode, s.BootTime = kiln.BootSnapshot, time.Since(requested) })
 	return nil
 }
 

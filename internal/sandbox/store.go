@@ -17,6 +17,9 @@ type Store interface {
 	// Snapshot returns the golden snapshot stored under exactly this key.
 	Snapshot(ctx context.Context, key kiln.Digest) (*kiln.Snapshot, error)
 
+	// WarmTargets returns how many warm slots were asked for, of which templates.
+	WarmTargets(ctx context.Context) ([]kiln.WarmTarget, error)
+
 	// CreateSandbox stores a sandbox before it holds any resource.
 	CreateSandbox(ctx context.Context, s *kiln.Sandbox) error
 	// UpdateSandbox replaces every field of the sandbox with that ID.

@@ -16,6 +16,7 @@ type memoryStore struct {
 	snapshots map[kiln.Digest]*kiln.Snapshot
 	sandboxes map[string]kiln.Sandbox
 	order     []string
+	targets   []kiln.WarmTarget
 	fail      func(op string) error
 }
 
@@ -46,6 +47,12 @@ func (s *memoryStore) Snapshot(ctx context.Context, key kiln.Digest) (*kiln.Snap
 		return snap, s.check(ctx, "snapshot")
 	}
 	return nil, kiln.Errorf(kiln.CodeNotFound, "no snapshot %s", key.Short())
+}
+
+func (s *memoryStore) WarmTargets(ctx context.Context) ([]kiln.WarmTarget, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.targets), s.check(ctx, "targets")
 }
 
 func (s *memoryStore) CreateSandbox(ctx context.Context, sb *kiln.Sandbox) error {

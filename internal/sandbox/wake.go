@@ -62,7 +62,7 @@ func (m *Manager) bringBack(ctx context.Context, b *box) (resumed bool, err erro
 	if _, err := m.readSaved(b.dir); err != nil {
 		return false, err
 	}
-	if err := b.promise(m.admission.reserve); err != nil {
+	if err := b.promise(m.reserve); err != nil {
 		return false, err
 	}
 	done, err := m.admission.begin(ctx)

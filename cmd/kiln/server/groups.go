@@ -50,3 +50,7 @@ func sandboxLimits(cfg config.Config) sandbox.Limits {
 		Overcommit: s.Overcommit, ReserveMiB: s.ReserveMB,
 	}
 }
+
+func warmLimits(cfg config.Config) sandbox.WarmLimits {
+	return sandbox.WarmLimits{MaxDemand: cfg.Pool.MaxDemand, MaxMemoryMiB: cfg.Pool.MaxMemoryMB, Targets: cfg.Pool.Targets}
+}

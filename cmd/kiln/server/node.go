@@ -42,6 +42,7 @@ type node struct {
 	collecting     sync.WaitGroup
 	stopCollecting context.CancelFunc // nil when nothing runs by itself
 	groups         groups
+	cool           func() // ends the warm pool; nil before there is one
 }
 
 // startNode makes the parts in the order in which they need each other. say is told what
@@ -110,6 +111,7 @@ func startNode(ctx context.Context, opts Options, dir *dataDir, say func(string)
 	if err := n.registerCatalog(ctx, cfg.Catalog); err != nil {
 		return n, err
 	}
+	n.cool = keepWarm(n.sandboxes)
 	return n, n.startCollecting(cfg, baker.Key)
 }
 
@@ -182,6 +184,7 @@ func (n *node) newSandboxes(ctx context.Context, cfg config.Config, dir *dataDir
 		Sizes:  cfg.SizeTable(),
 		Limits: sandboxLimits(cfg),
 		Groups: n.groups.sandboxes,
+		Warm:   warmLimits(cfg),
 		Log:    n.log,
 	})
 	if err != nil {
@@ -214,6 +217,9 @@ func (n *node) close(ctx context.Context) error {
 	if n.stopCollecting != nil {
 		n.stopCollecting()
 		n.collecting.Wait()
+	}
+	if n.cool != nil {
+		n.cool()
 	}
 	if n.sandboxes != nil {
 		wg.Go(func() { sandboxErr = n.sandboxes.Close(ctx) })

@@ -130,6 +130,15 @@ CREATE TABLE network_slots (
     PRIMARY KEY (node, slot)
 );
 
+-- How many warm slots are kept of a template's promoted version.
+CREATE TABLE warm_targets (
+    org_id      TEXT   NOT NULL,
+    template_id TEXT   NOT NULL REFERENCES templates (id),
+    size        TEXT   NOT NULL,
+    slots       BIGINT NOT NULL,
+    PRIMARY KEY (org_id, template_id, size)
+);
+
 CREATE TABLE tokens (
     id          TEXT   NOT NULL PRIMARY KEY,
     org_id      TEXT   NOT NULL REFERENCES orgs (id),
@@ -159,6 +168,7 @@ CREATE INDEX audit_by_time ON audit (at, id);
 -- +goose Down
 DROP TABLE audit;
 DROP TABLE tokens;
+DROP TABLE warm_targets;
 DROP TABLE sandbox_metadata;
 DROP TABLE orgs;
 DROP TABLE network_slots;

@@ -9,6 +9,7 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/vmm"
+	"github.com/kilnvm/kiln/internal/vmm/idle"
 )
 
 // Capture implements [vmm.Machine].
@@ -54,7 +55,7 @@ func (m *machine) calm(ctx context.Context) error {
 	if err := m.hangUp(ctx); err != nil {
 		return err
 	}
-	if err := awaitIdle(ctx, m.PID()); err != nil {
+	if err := idle.Await(ctx, m.PID()); err != nil {
 		return err
 	}
 	return m.qmp.run(ctx, "stop", nil)

@@ -1,4 +1,5 @@
-package qemu
+// Package idle tells when a VM has come to rest.
+package idle
 
 import (
 	"context"
@@ -20,9 +21,9 @@ const (
 	idlePatience = 3 * time.Second
 )
 
-// awaitIdle returns when a process has been idle, or has had its chance to be. Nothing
+// Await returns when the process of a VM has been idle, or has had its chance to be. Nothing
 // tells of that: CPU time is looked at in intervals.
-func awaitIdle(ctx context.Context, pid int) error {
+func Await(ctx context.Context, pid int) error {
 	tick := time.NewTicker(idleSpan)
 	defer tick.Stop()
 	last, err := cpuTime(pid)

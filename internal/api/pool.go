@@ -1,0 +1,55 @@
+package api
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/kilnvm/kiln"
+)
+
+// Pool is the warm pool as the API needs it.
+type Pool interface {
+	// Warm returns the slots of the templates that an organisation sees.
+	Warm(ctx context.Context, orgID string) ([]kiln.WarmShelf, error)
+	// SetWarm has slots kept of a template's promoted version; an empty size is the
+	// template's default.
+	SetWarm(ctx context.Context, orgID, template, size string, slots int) (kiln.WarmTarget, error)
+}
+
+// MaxWarmSlots is the most slots that may be asked for of one template at one size.
+const MaxWarmSlots = 1000
+
+// WarmTargetChange says how many slots to keep.
+type WarmTargetChange struct {
+	Size  string `json:"size,omitempty" doc:"VM size; default the template's"`
+	Slots int    `json:"slots" minimum:"0" maximum:"1000" doc:"Slots that are kept whatever the demand; they take effect in the background"`
+}
+
+type (
+	poolOutput  struct{ Body []kiln.WarmShelf }
+	targetInput struct {
+		Name string `path:"name" doc:"Name or ID of a template" example:"my-ml"`
+		Body WarmTargetChange
+	}
+	targetOutput struct{ Body kiln.WarmTarget }
+)
+
+func (s *Server) registerPool() {
+	tags := []string{"pool"}
+	register(s, route{Operation: huma.Operation{
+		OperationID: "listWarmSlots", Method: http.MethodGet, Path: "/v1/pool", Tags: tags,
+		Summary: "List the warm slots: paused clones that wait to be claimed",
+	}}, func(ctx context.Context, _ *struct{}) (*poolOutput, error) {
+		list, err := s.opts.Pool.Warm(ctx, orgOf(ctx))
+		return &poolOutput{Body: append([]kiln.WarmShelf{}, list...)}, err
+	})
+	register(s, route{Operation: huma.Operation{
+		OperationID: "setWarmSlots", Method: http.MethodPut, Path: "/v1/pool/{name}", Tags: tags,
+		Summary: "Say how many warm slots are kept of a template at a size",
+	}}, func(ctx context.Context, in *targetInput) (*targetOutput, error) {
+		t, err := s.opts.Pool.SetWarm(ctx, orgOf(ctx), in.Name, in.Body.Size, in.Body.Slots)
+		return &targetOutput{Body: t}, err
+	})
+}

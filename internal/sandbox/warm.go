@@ -1,0 +1,366 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/artifact"
+	"github.com/kilnvm/kiln/internal/guest"
+	"github.com/kilnvm/kiln/internal/orphan"
+	"github.com/kilnvm/kiln/internal/vmm"
+	"github.com/kilnvm/kiln/internal/vmm/idle"
+)
+
+// lookAround is how often the pool is compared with what the store says of its templates,
+// beside the moments in which it is told of a change.
+const lookAround = 15 * time.Second
+
+// KeepWarm looks after the warm pool until ctx ends, and then ends all slots. It is called
+// once, after Reconcile.
+//
+// One slot is made at a time, and none while the host is busy with starts. A slot counts in
+// the memory that the host may promise, and gives way to a sandbox that needs it.
+func (m *Manager) KeepWarm(ctx context.Context) {
+	defer func() {
+		for _, b := range m.warm.close() {
+			m.discard(b)
+		}
+	}()
+	for ctx.Err() == nil {
+		again := time.Now().Add(lookAround)
+		if err := m.aimPool(ctx); err != nil && ctx.Err() == nil {
+			m.log.Error("warm pool", "error", err)
+		}
+		want, retry := m.warm.next(time.Now(), m.warmMemory())
+		switch {
+		case want != nil && m.admission.calm():
+			m.addSlot(ctx, want)
+			continue
+		case !retry.IsZero() && retry.Before(again):
+			again = retry
+		}
+		select {
+		case <-m.warm.news:
+		case <-time.After(time.Until(again)):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// WarmTarget returns the target that a request describes, checked and with its defaults.
+func (m *Manager) WarmTarget(ctx context.Context, orgID, template, size string, slots int) (kiln.WarmTarget, error) {
+	p, err := m.warmPlan(ctx, orgID, template, size)
+	if err != nil {
+		return kiln.WarmTarget{}, err
+	}
+	return kiln.WarmTarget{OrgID: orgID, TemplateID: p.template.ID, Size: p.size.Name, Slots: slots}, nil
+}
+
+// WarmChanged tells the pool that a target, or the promoted version of a template, may have
+// changed.
+func (m *Manager) WarmChanged() { m.warm.wake() }
+
+// warmMemory is how much may be promised to slots, in MiB.
+func (m *Manager) warmMemory() int {
+	if limit := m.warm.limits.MaxMemoryMiB; limit > 0 {
+		return limit
+	}
+	budget, err := m.admission.budget()
+	if err != nil {
+		m.log.Error("warm pool", "error", err)
+		return 0
+	}
+	return budget / 4
+}
+
+// aimPool sets the targets by what is asked for and which versions are promoted now.
+func (m *Manager) aimPool(ctx context.Context) error {
+	set, err := m.warmTargets(ctx)
+	if err != nil {
+		return err
+	}
+	current := map[shelfKey]bool{}
+	for _, p := range m.warm.plans() {
+		now, err := m.warmPlan(ctx, ownerOf(p.template), p.template.ID, p.size.Name)
+		if err != nil && kiln.CodeOf(err) == kiln.CodeInternal {
+			return err
+		}
+		current[p.shelf()] = err == nil && now.shelf() == p.shelf()
+	}
+	for key := range set {
+		current[key] = true
+	}
+	for _, b := range m.warm.aim(set, func(p *plan) bool { return current[p.shelf()] }, time.Now()) {
+		m.discard(b)
+	}
+	return nil
+}
+
+// warmTargets returns the targets that are set; one set by request goes before the
+// configuration's.
+func (m *Manager) warmTargets(ctx context.Context) (map[shelfKey]aim, error) {
+	set := map[shelfKey]aim{}
+	for ref, slots := range m.warm.limits.Targets {
+		template, size, _ := strings.Cut(ref, "/")
+		p, err := m.warmPlan(ctx, kiln.LocalOrgID, template, size)
+		if err == nil {
+			set[p.shelf()] = aim{plan: p, slots: slots}
+		} else if kiln.CodeOf(err) == kiln.CodeInternal {
+			return nil, err
+		} // else there is no such template yet, or it is not built
+	}
+	targets, err := m.opts.Store.WarmTargets(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range targets {
+		p, err := m.warmPlan(ctx, t.OrgID, t.TemplateID, t.Size)
+		if err == nil {
+			set[p.shelf()] = aim{plan: p, slots: t.Slots}
+		} else if kiln.CodeOf(err) == kiln.CodeInternal {
+			return nil, err
+		}
+	}
+	return set, nil
+}
+
+func (m *Manager) warmPlan(ctx context.Context, orgID, ref, size string) (*plan, error) {
+	return m.plan(ctx, CreateRequest{OrgID: orgID, Template: ref, Size: size})
+}
+
+// ownerOf is an organisation that sees the template.
+func ownerOf(t *kiln.Template) string {
+	if t.OrgID == "" {
+		return kiln.LocalOrgID
+	}
+	return t.OrgID
+}
+
+// addSlot makes one slot and puts it into the pool.
+func (m *Manager) addSlot(ctx context.Context, p *plan) {
+	b, err := m.newSlot(ctx, p)
+	if err != nil {
+		if ctx.Err() == nil {
+			m.warm.failed(p, err)
+			m.log.Warn("no warm slot", "template", p.template.Name, "version", p.version.Number, "size", p.size.Name, "error", err)
+		}
+		return
+	}
+	go m.watchSlot(b)
+	if !m.warm.put(b) {
+		m.discard(b)
+	}
+}
+
+// claim takes a seat and a warm slot for a sandbox. It returns nil when there is none.
+func (m *Manager) claim(p *plan, view kiln.Sandbox) (*box, error) {
+	if p.bootMode != "" && p.bootMode != kiln.BootWarm {
+		return nil, nil
+	}
+	leave, err := m.admission.seat(view.OrgID)
+	if err != nil {
+		return nil, err
+	}
+	b := m.warm.claim(p, time.Now())
+	if b == nil {
+		leave()
+		return nil, nil
+	}
+	b.become(view, p, leave)
+	return b, nil
+}
+
+// reserve takes a seat and a promise of memory for a sandbox.
+func (m *Manager) reserve(orgID string, size kiln.Size) (release func(), err error) {
+	leave, err := m.admission.seat(orgID)
+	if err != nil {
+		return nil, err
+	}
+	giveBack, err := m.promise(size)
+	if err != nil {
+		leave()
+		return nil, err
+	}
+	return func() { leave(); giveBack() }, nil
+}
+
+// promise promises memory to a sandbox. Slots give theirs to it.
+func (m *Manager) promise(size kiln.Size) (release func(), err error) {
+	for {
+		release, err := m.admission.promise(size)
+		if kiln.CodeOf(err) != kiln.CodeExhausted {
+			return release, err
+		}
+		b := m.warm.spare()
+		if b == nil {
+			return nil, err
+		}
+		m.discard(b)
+	}
+}
+
+// become makes a slot the sandbox that was asked for. It keeps its name, which is in the
+// names of everything that it holds.
+func (b *box) become(view kiln.Sandbox, p *plan, leave func()) {
+	b.claimOnce()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	view.ID, view.Process = b.id, b.view.Process
+	giveBack := b.release
+	b.plan, b.view, b.release = p, view, func() { leave(); giveBack() }
+	b.front.UseToken(view.AccessToken)
+}
+
+// newSlot makes a slot: a clone of the golden snapshot that has run until its daemon had
+// answered and come to rest, and that is paused. It has no identity, and its policy lets
+// nothing out. Its folder is its record: what a server leaves in Dir the next one ends.
+func (m *Manager) newSlot(ctx context.Context, p *plan) (*box, error) {
+	release, err := m.admission.promise(p.size)
+	if err != nil {
+		return nil, err
+	}
+	view := kiln.Sandbox{ID: kiln.NewSandboxID(), Egress: kiln.EgressPolicy{Mode: kiln.EgressDenyAll}}
+	b := m.newBox(view, p, release)
+	b.claimed = make(chan struct{})
+	b.claimOnce = sync.OnceFunc(func() { close(b.claimed) })
+	ctx, cancel := context.WithTimeout(ctx, m.opts.Limits.RestoreTimeout)
+	defer cancel()
+	if err := m.warmUp(ctx, b); err != nil {
+		m.discard(b)
+		return nil, err
+	}
+	return b, nil
+}
+
+var errNoSnapshot = errors.New("its golden snapshot is still being made")
+
+func (m *Manager) warmUp(ctx context.Context, b *box) error {
+	done, err := m.admission.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	ctx, release := m.opts.Blobs.Hold(ctx) // until the VM has them open
+	defer release()
+	if err := os.Mkdir(b.dir, 0o700); err != nil {
+		return fmt.Errorf("folder: %w", err)
+	}
+	if err := m.checkBlobs(ctx, b.plan.spec.Rootfs); err != nil {
+		return err
+	}
+	snap, err := m.usableSnapshot(ctx, b)
+	if err != nil {
+		return err
+	}
+	if snap == nil {
+		return errNoSnapshot
+	}
+	if err := m.connect(ctx, b); err != nil {
+		return err
+	}
+	if err := artifact.CopySparse(ctx, scratchIn(b.dir), m.opts.Blobs.Path(snap.Scratch.Digest)); err != nil {
+		return fmt.Errorf("scratch disk: %w", err)
+	}
+	machine, err := m.opts.Driver.Restore(ctx, m.config(b), vmm.State{
+		Memory: m.opts.Blobs.Path(snap.Memory.Digest), State: m.opts.Blobs.Path(snap.VMState.Digest),
+	})
+	if err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	process, err := orphan.Identify(machine.PID())
+	if err != nil {
+		return errors.Join(err, machine.Kill())
+	}
+	b.adopt(machine, guest.Of(machine), process)
+	if err := machine.Resume(ctx); err != nil {
+		return fmt.Errorf("resume: %w", err)
+	}
+	if err := rehearse(ctx, b.client); err != nil {
+		return fmt.Errorf("the guest daemon: %w", err)
+	}
+	if err := idle.Await(ctx, machine.PID()); err != nil {
+		return err
+	}
+	return machine.Pause(ctx)
+}
+
+// rehearse has the clone do what its user will want first: answer and start a command. An
+// emulator then has that code translated, and no page of it is missing. What it runs sees
+// the random state of the snapshot and leaves nothing behind.
+func rehearse(ctx context.Context, client *guest.Client) error {
+	if err := client.WaitReady(ctx); err != nil {
+		return err
+	}
+	const shell = "/bin/sh"
+	if _, err := client.Stat(ctx, shell); err != nil {
+		if kiln.CodeOf(err) == kiln.CodeNotFound {
+			return nil // an image need not have one
+		}
+		return err
+	}
+	_, err := client.Run(ctx, guest.Command{Args: []string{shell, "-c", ":"}})
+	return err
+}
+
+// watchSlot drops a slot whose VM ends while it waits.
+func (m *Manager) watchSlot(b *box) {
+	select {
+	case <-b.machine.Done():
+		if m.warm.take(b) {
+			m.log.Warn("warm slot ended", "sandbox", b.id, "template", b.plan.template.Name, "error", b.machine.Err())
+			m.discard(b)
+			m.warm.wake()
+		}
+	case <-b.claimed:
+	}
+}
+
+// discard gives back what a box without a row holds.
+func (m *Manager) discard(b *box) {
+	if b.claimed != nil {
+		b.claimOnce()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), m.opts.Limits.EndTimeout)
+	defer cancel()
+	if err := m.releaseAll(ctx, b); err != nil {
+		m.log.Error("release warm slot", "sandbox", b.id, "error", err)
+	}
+}
+
+// startWarm makes a claimed slot the sandbox that was asked for: its policy comes into
+// force, then it runs, then it becomes itself.
+func (m *Manager) startWarm(ctx context.Context, b *box, requested time.Time) error {
+	ctx, cancel := context.WithTimeout(ctx, m.opts.Limits.RestoreTimeout)
+	defer cancel()
+	machine := b.machine
+	if b.slot != nil {
+		if err := b.slot.SetPolicy(b.snapshot().Egress); err != nil {
+			return fmt.Errorf("network: %w", err)
+		}
+		b.attach(b.slot)
+	}
+	if err := m.awaken(ctx, b, machine); err != nil {
+		return err
+	}
+	b.change(func(s *kiln.Sandbox) { s.BootMode, s.BootTime = kiln.BootWarm, time.Since(requested) })
+	go m.watch(b, machine)
+	return nil
+}
+
+// strip takes a slot's VM and all that belongs to it from a box that goes on without it.
+func (m *Manager) strip(b *box) error {
+	b.mu.Lock()
+	machine, client := b.machine, b.client
+	b.machine, b.client, b.view.Process = nil, nil, kiln.Process{}
+	b.mu.Unlock()
+	client.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), m.opts.Limits.EndTimeout)
+	defer cancel()
+	return errors.Join(machine.Kill(), b.disconnect(), m.dropGroup(ctx, b.id), os.RemoveAll(b.dir))
+}
