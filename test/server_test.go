@@ -152,6 +152,13 @@ func (s *server) kiln(args ...string) result {
 	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
+// in is the server for a sub-test, whose failures are its own.
+func (s *server) in(t *testing.T) *server {
+	own := *s
+	own.t = t
+	return &own
+}
+
 // must runs the CLI, fails the test unless it exits 0, and returns its standard output.
 func (s *server) must(args ...string) string {
 	s.t.Helper()

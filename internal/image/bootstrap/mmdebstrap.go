@@ -34,6 +34,7 @@ func run(ctx context.Context, a archive, workDir string, epoch time.Time, out io
 	}
 	args := []string{
 		"--variant=minbase", "--customize-hook=" + hook + ` "$1"`,
+		"--include=apt", // which Ubuntu does not count among the required packages
 		// Neither this installation nor those in builds can be interrupted and resumed:
 		// syncing every file would only take time.
 		"--dpkgopt=force-unsafe-io",
