@@ -68,6 +68,7 @@ func testKernel(t *testing.T, s *server) {
 		stdout, stderr string
 	}{
 		{"state stays", "print(x)", 0, "40\n", ""},
+		{"the sandbox's environment", "import os; print(os.environ['GIVEN'])", 0, "to this sandbox\n", ""},
 		{"both streams", "import sys; print('out'); print('err', file=sys.stderr)", 0, "out\n", "err\n"},
 		{"a string is shown without quotes", "'text'", 0, "text\n", ""},
 		{"an error", "1 / 0", 1, "", "ZeroDivisionError"},

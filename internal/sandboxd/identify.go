@@ -51,6 +51,9 @@ func (s *Server) identify(request []byte) error {
 	if err := s.becomeMachine(string(r.Hostname), asUUID(r.MachineID), asUUID(r.BootID)); err != nil {
 		return err
 	}
+	if err := s.publishEnvironment(next.env); err != nil {
+		return err
+	}
 	s.identified = true
 	s.settings.set(next)
 	return nil

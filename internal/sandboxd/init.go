@@ -62,6 +62,11 @@ func (s *Server) postInit(w http.ResponseWriter, r *http.Request) error {
 	if err := s.takeIdentity(request); err != nil {
 		return errorf(connect.CodeInternal, "init: %w", err)
 	}
+	if request.EnvVars != nil {
+		if err := s.publishEnvironment(next.env); err != nil {
+			return errorf(connect.CodeInternal, "init: %w", err)
+		}
+	}
 	s.identified = s.identified || request.Hostname != ""
 	s.settings.set(next)
 	w.WriteHeader(http.StatusNoContent)

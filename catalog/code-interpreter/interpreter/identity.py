@@ -3,7 +3,7 @@
 from pathlib import Path
 
 MACHINE_ID = Path("/etc/machine-id")
-ENVIRONMENT = Path("/run/code-interpreter/environment")
+ENVIRONMENT = Path("/run/kiln/environment")
 
 
 class Identity:
@@ -30,8 +30,8 @@ class Identity:
 
 
 def environment(path=ENVIRONMENT):
-    """Returns the environment that this sandbox was given, if somebody wrote it down:
-    NAME=VALUE pairs, each ended by a NUL byte, as env -0 prints them."""
+    """Returns the environment that this sandbox was given. Kiln's daemon writes it down as
+    NAME=VALUE pairs, each ended by a NUL byte."""
     try:
         pairs = path.read_bytes().split(b"\0")
     except OSError:
