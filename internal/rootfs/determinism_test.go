@@ -11,13 +11,14 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/ext4"
+	"github.com/kilnvm/kiln/internal/rootfs/rootfstest"
 )
 
 // smallTree has a bit of everything, so that a hundred images of it are quick.
-func smallTree() listSource {
-	var s listSource
+func smallTree() rootfstest.Tree {
+	var s rootfstest.Tree
 	kinds := map[string]int{}
-	for _, e := range stressTree() {
+	for _, e := range rootfstest.Stress() {
 		top := e.Path
 		if i := slices.Index([]byte(e.Path), '/'); i > 0 {
 			top = e.Path[:i]
@@ -70,13 +71,13 @@ func TestSameEntriesGiveSameBytes(t *testing.T) {
 
 // Which of several names a walk meets first must not matter.
 func TestHardlinkOrderDoesNotMatter(t *testing.T) {
-	file := pattern{seed: 1, size: 5000}.entry("m")
+	file := rootfstest.Pattern{Seed: 1, Size: 5000}.Entry("m")
 	link := func(p, to string) kiln.Entry {
 		return kiln.Entry{Path: p, Type: kiln.TypeHardlink, Linkname: to}
 	}
 	at := func(p string) kiln.Entry { e := file; e.Path = p; return e }
 	var digests []kiln.Digest
-	for _, s := range []listSource{
+	for _, s := range []rootfstest.Tree{
 		{at("m"), link("a", "m"), link("z", "m")},
 		{at("a"), link("m", "a"), link("z", "m")},
 		{link("m", "z"), link("a", "z"), at("z")},
@@ -90,11 +91,11 @@ func TestHardlinkOrderDoesNotMatter(t *testing.T) {
 }
 
 func TestDuplicatePathsLastWins(t *testing.T) {
-	first, last := pattern{seed: 1, size: 10}.entry("f"), pattern{seed: 2, size: 20}.entry("f")
-	a, resA := writeImage(t, listSource{first, last}, ext4.Options{})
-	_, resB := writeImage(t, listSource{last}, ext4.Options{})
+	first, last := rootfstest.Pattern{Seed: 1, Size: 10}.Entry("f"), rootfstest.Pattern{Seed: 2, Size: 20}.Entry("f")
+	a, resA := writeImage(t, rootfstest.Tree{first, last}, ext4.Options{})
+	_, resB := writeImage(t, rootfstest.Tree{last}, ext4.Options{})
 	if resA.Digest != resB.Digest {
 		t.Errorf("the entry that came first left a trace")
 	}
-	fsck(t, a)
+	rootfstest.Fsck(t, a)
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/rootfs/rootfstest"
 )
 
 func TestDigestAndChunksAreThoseOfTheFile(t *testing.T) {
@@ -49,10 +50,10 @@ func TestDigestAndChunksAreThoseOfTheFile(t *testing.T) {
 func TestContentThatChangesIsAnError(t *testing.T) {
 	for name, size := range map[string]int64{"shorter": 5000, "longer": 7000} {
 		t.Run(name, func(t *testing.T) {
-			e := pattern{seed: 1, size: size}.entry("f")
+			e := rootfstest.Pattern{Seed: 1, Size: size}.Entry("f")
 			e.Size = 6000
 			path := filepath.Join(t.TempDir(), "image")
-			if _, err := Write(context.Background(), listSource{e}, path); err == nil {
+			if _, err := Write(context.Background(), rootfstest.Tree{e}, path); err == nil {
 				t.Error("accepted")
 			}
 			if _, err := os.Stat(path); err == nil {
@@ -64,12 +65,12 @@ func TestContentThatChangesIsAnError(t *testing.T) {
 
 func TestCancelLeavesNothing(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
-	e := pattern{seed: 1, size: 1 << 20}.entry("f")
+	e := rootfstest.Pattern{Seed: 1, Size: 1 << 20}.Entry("f")
 	open := e.Open
 	e.Open = func() (io.ReadCloser, error) { cancel(); return open() }
 	path := filepath.Join(t.TempDir(), "image")
-	g := pattern{seed: 1, size: 1 << 20}.entry("g")
-	if _, err := Write(ctx, listSource{e, g}, path); err == nil {
+	g := rootfstest.Pattern{Seed: 1, Size: 1 << 20}.Entry("g")
+	if _, err := Write(ctx, rootfstest.Tree{e, g}, path); err == nil {
 		t.Error("a cancelled write succeeded")
 	}
 	if _, err := os.Stat(path); err == nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/ext4"
+	"github.com/kilnvm/kiln/internal/rootfs/rootfstest"
 )
 
 // bounded fails the test if f takes long or allocates much: a small input must not be able
@@ -78,11 +79,11 @@ func FuzzImage(f *testing.F) {
 		f.Fatal(err)
 	}
 	defer dst.Close()
-	tree := listSource{
-		pattern{seed: 1, size: 9000}.entry("dir/file"),
-		pattern{seed: 1, size: 1 << 20, extents: []kiln.Extent{{Offset: 0, Length: 10}, {Offset: 40000, Length: 4096}, {Offset: 90000, Length: 1}, {Offset: 140000, Length: 1}, {Offset: 240000, Length: 1}}}.entry("sparse"),
+	tree := rootfstest.Tree{
+		rootfstest.Pattern{Seed: 1, Size: 9000}.Entry("dir/file"),
+		rootfstest.Pattern{Seed: 1, Size: 1 << 20, Extents: []kiln.Extent{{Offset: 0, Length: 10}, {Offset: 40000, Length: 4096}, {Offset: 90000, Length: 1}, {Offset: 140000, Length: 1}, {Offset: 240000, Length: 1}}}.Entry("sparse"),
 		{Path: "link", Type: kiln.TypeSymlink, Linkname: "dir/file"},
-		{Path: "attrs", Type: kiln.TypeDirectory, Xattrs: map[string]string{"user.a": string(make([]byte, 500)), "system.posix_acl_access": acl(1, 2)}},
+		{Path: "attrs", Type: kiln.TypeDirectory, Xattrs: map[string]string{"user.a": string(make([]byte, 500)), "system.posix_acl_access": rootfstest.ACL(1, 2)}},
 		{Path: "hard", Type: kiln.TypeHardlink, Linkname: "dir/file"},
 	}
 	if _, err := ext4.Write(context.Background(), tree, dst, ext4.Options{}); err != nil {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/ext4"
+	"github.com/kilnvm/kiln/internal/rootfs/rootfstest"
 )
 
 // rawHeader makes a header block by hand, with everything that archive/tar would refuse.
@@ -238,7 +239,7 @@ func TestHazard20HostileArchives(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				fsck(t, out)
+				rootfstest.Fsck(t, out)
 				os.Remove(out)
 				return
 			}

@@ -1,14 +1,18 @@
 package rootfs
 
 import (
+	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/ext4"
+	"github.com/kilnvm/kiln/internal/rootfs/rootfstest"
 )
 
 // What GNU tar packs of a tree with every feature must arrive as it was, through each of
@@ -16,7 +20,7 @@ import (
 func TestHazard21MetadataSurvivesTar(t *testing.T) {
 	tree := smallTree()
 	image, _ := writeImage(t, tree, ext4.Options{})
-	at := mountImage(t, image)
+	at := rootfstest.Mount(t, image)
 	want := describe(t, tree)
 	for name, args := range map[string][]string{
 		"sparse 1.0": {"--format=posix", "--sparse", "--sparse-version=1.0"},
@@ -57,4 +61,43 @@ func asTarKeeps(facts []Facts) []Facts {
 		}
 	}
 	return out
+}
+
+// GNU's old sparse format keeps its map in headers of its own, and no attributes.
+func TestOldGNUSparseFiles(t *testing.T) {
+	tree, archive := t.TempDir(), filepath.Join(t.TempDir(), "tree.tar")
+	when := time.Unix(1700000000, 0)
+	for name, extents := range map[string]int{"few": 3, "some": 20, "many": 200} {
+		path := filepath.Join(tree, name)
+		f, err := os.Create(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range extents {
+			if _, err := f.WriteAt(bytes.Repeat([]byte{byte(i + 1)}, 4096), int64(i)*1<<20); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(f.Truncate(int64(extents)<<20), f.Close(), os.Chtimes(path, when, when)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chtimes(tree, when, when); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("tar", "--format=gnu", "--sparse", "-cf", archive, "-C", tree, ".").CombinedOutput(); err != nil {
+		t.Fatalf("tar: %v\n%s", err, out)
+	}
+	f, err := os.Open(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	src, err := FromTar(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	wantSame(t, "archive", describe(t, openDir(t, tree)), describe(t, src))
+	roundTrip(t, src, ext4.Options{})
 }

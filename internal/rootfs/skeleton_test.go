@@ -6,13 +6,14 @@ import (
 	"testing"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/rootfs/rootfstest"
 )
 
 func TestAgentSkeletonIsCopied(t *testing.T) {
-	home := pattern{seed: 4, size: 9000}.entry("home/agent/.profile")
+	home := rootfstest.Pattern{Seed: 4, Size: 9000}.Entry("home/agent/.profile")
 	home.UID, home.GID, home.Mode = 1000, 1000, 0o600
-	stale := pattern{seed: 5, size: 10}.entry("etc/skel/agent-skel/.profile")
-	src := listSource{
+	stale := rootfstest.Pattern{Seed: 5, Size: 10}.Entry("etc/skel/agent-skel/.profile")
+	src := rootfstest.Tree{
 		stale, home,
 		{Path: "home/agent", Type: kiln.TypeDirectory, Mode: 0o700, UID: 1000, GID: 1000},
 		{Path: "home/agent/again", Type: kiln.TypeHardlink, Linkname: "home/agent/.profile"},
@@ -23,7 +24,7 @@ func TestAgentSkeletonIsCopied(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fsck(t, path)
+	rootfstest.Fsck(t, path)
 	im, err := Open(path)
 	if err != nil {
 		t.Fatal(err)

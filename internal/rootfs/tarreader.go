@@ -33,6 +33,8 @@ type tarReader struct {
 	limits  Limits
 	entries int64
 	bytes   int64
+	window  []byte // what was read last, beginning at byte at
+	at      int64
 	global  map[string]string // PAX records for all members that follow
 	last    string            // name of the last member, for messages
 }
@@ -62,17 +64,31 @@ func brief(s string) string {
 	return s
 }
 
-// read returns n bytes from the current position and moves on by them.
+// windowSize is enough for the headers of one member. What stands between headers is not
+// read, so more would not help.
+const windowSize = 4096
+
+// read returns n bytes from the current position, valid until the next call, and moves on
+// by them.
 func (t *tarReader) read(n int64) ([]byte, error) {
 	if n > t.size-t.pos {
 		return nil, t.fail("", "the archive is cut short")
 	}
-	b := make([]byte, n)
-	if _, err := t.r.ReadAt(b, t.pos); err != nil && (err != io.EOF || n == 0) {
-		return nil, fmt.Errorf("read archive: %w", err)
+	from := t.pos - t.at
+	if from < 0 || from+n > int64(len(t.window)) {
+		size := min(max(n, windowSize), t.size-t.pos)
+		if int64(cap(t.window)) < size {
+			t.window = make([]byte, size)
+		}
+		t.window = t.window[:size]
+		if k, err := t.r.ReadAt(t.window, t.pos); k < len(t.window) {
+			t.window = t.window[:0]
+			return nil, fmt.Errorf("read archive: %w", err)
+		}
+		t.at, from = t.pos, 0
 	}
 	t.pos += n
-	return b, nil
+	return t.window[from : from+n], nil
 }
 
 func padded(n int64) int64 { return (n + tarBlock - 1) &^ (tarBlock - 1) }
@@ -110,7 +126,7 @@ func (t *tarReader) header() (*tarHeader, error) {
 		if err != nil {
 			return nil, err
 		}
-		if allZero(raw) {
+		if raw[0] == 0 && allZero(raw) {
 			if extended > 0 {
 				return nil, t.fail("", "an extended header without a member")
 			}
@@ -162,21 +178,24 @@ func allZero(b []byte) bool {
 	return true
 }
 
-// tarSumOK checks a header's checksum, which old tools computed with signed bytes.
+// tarSumOK checks a header's checksum, which old tools computed with signed bytes. The
+// checksum's own eight bytes count as spaces.
 func tarSumOK(b []byte) bool {
 	want, err := tarNumber(b[148:156])
 	if err != nil {
 		return false
 	}
-	unsigned, signed := int64(0), int64(0)
-	for i, c := range b {
-		if i >= 148 && i < 156 {
-			c = ' '
+	sum := func(b []byte) (n, high int64) {
+		for _, c := range b {
+			n += int64(c)
+			high += int64(c >> 7)
 		}
-		unsigned += int64(c)
-		signed += int64(int8(c))
+		return n, high
 	}
-	return want == unsigned || want == signed
+	all, high := sum(b)
+	own, ownHigh := sum(b[148:156])
+	unsigned := all - own + 8*' '
+	return want == unsigned || want == unsigned-256*(high-ownHigh)
 }
 
 func cString(b []byte) string {

@@ -13,7 +13,7 @@ import (
 )
 
 // build compiles the program as it is sent into a guest.
-func build(t *testing.T) string {
+func build(t testing.TB) string {
 	t.Helper()
 	bin := filepath.Join(t.TempDir(), "guestview")
 	cmd := exec.Command("go", "build", "-o", bin, ".")

@@ -1,7 +1,9 @@
 // Rootfs measures how long it takes to make an ext4 image of a tar archive: with Kiln's
 // writer, from the archive and from an extracted tree; with hcsshim's tar2ext4; with mkfs,
 // a loop mount and tar; and how long tar takes to extract it. All methods run in turn,
-// several times, on one file system, and the medians and ratios are printed as a table.
+// several times, on one file system, and the results are printed as a table: the median and
+// the best time of each method, and the processor time of its processes (not that of the
+// kernel's own threads, such as a loop device's), which other work on the machine changes least.
 //
 // Usage (as root): rootfs -dir /dev/shm/bench [-peer PATH/tar2ext4] ARCHIVE…
 package main
@@ -13,12 +15,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"time"
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/rootfs"
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -62,15 +66,16 @@ func bench(dir, peer, archive string, runs int) error {
 	if peer != "" {
 		methods = append(methods, method{"tar2ext4", func(out string) error { return exec.Command(peer, archive, out).Run() }})
 	}
-	times := make([][]time.Duration, len(methods))
+	times := make([][]sample, len(methods))
 	for range runs {
 		for i, m := range methods {
 			out := filepath.Join(work, "out")
-			start := time.Now()
+			runtime.GC()
+			begin, start := processorTime(), time.Now()
 			if err := m.run(out); err != nil {
 				return fmt.Errorf("%s: %w", m.name, err)
 			}
-			times[i] = append(times[i], time.Since(start))
+			times[i] = append(times[i], sample{time.Since(start), processorTime() - begin})
 			if err := os.RemoveAll(out); err != nil {
 				return err
 			}
@@ -80,15 +85,45 @@ func bench(dir, peer, archive string, runs int) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%s, %d MB, medians of %d\n\n| method | time | Kiln from the archive / it |\n|---|---|---|\n", filepath.Base(archive), st.Size()/1e6, runs)
-	median := func(d []time.Duration) time.Duration { slices.Sort(d); return d[len(d)/2] }
-	base := median(times[0])
+	fmt.Printf("%s, %d MB, %d runs of each\n\n", filepath.Base(archive), st.Size()/1e6, runs)
+	fmt.Println("| method | median | best | processor | Kiln from the archive / it: median | best | processor |\n|---|---|---|---|---|---|---|")
+	base := summarize(times[0])
 	for i, m := range methods {
-		t := median(times[i])
-		fmt.Printf("| %s | %.2f s | %.2f |\n", m.name, t.Seconds(), base.Seconds()/t.Seconds())
+		t := summarize(times[i])
+		fmt.Printf("| %s | %.2f s | %.2f s | %.2f s | %.2f | %.2f | %.2f |\n", m.name, t.median, t.best, t.processor,
+			base.median/t.median, base.best/t.best, base.processor/t.processor)
 	}
 	fmt.Println()
 	return nil
+}
+
+// sample is one run of a method.
+type sample struct{ wall, processor time.Duration }
+
+// summary is all runs of a method, in seconds.
+type summary struct{ median, best, processor float64 }
+
+func summarize(all []sample) summary {
+	var wall, processor []time.Duration
+	for _, s := range all {
+		wall, processor = append(wall, s.wall), append(processor, s.processor)
+	}
+	slices.Sort(wall)
+	slices.Sort(processor)
+	return summary{wall[len(wall)/2].Seconds(), wall[0].Seconds(), processor[len(processor)/2].Seconds()}
+}
+
+// processorTime returns what this process and its children that have ended have used.
+func processorTime() time.Duration {
+	total := int64(0)
+	for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
+		var u unix.Rusage
+		if err := unix.Getrusage(who, &u); err != nil {
+			panic(err) // the arguments are constants
+		}
+		total += u.Utime.Nano() + u.Stime.Nano()
+	}
+	return time.Duration(total)
 }
 
 func fromTar(archive string) (kiln.EntrySource, error) {
