@@ -79,7 +79,7 @@ chmod 2775 sgid; chmod 1777 many
 for i in $(seq 2000); do echo $i > many/$i; done
 ln setuid hard; ln -s setuid soft; ln soft soft-again
 ln -s $(printf 'long/%.0s' $(seq 100)) long-symlink
-truncate -s 5G sparse; echo end >> sparse
+truncate -s 5G /sparse; echo end >> /sparse   # not in /features: COPY fills holes
 mkfifo fifo; mknod char c 1 3; mknod block b 300 70000
 touch $(printf 'n%.0s' $(seq 255))
 SCRIPT
