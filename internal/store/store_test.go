@@ -1,10 +1,8 @@
 package store_test
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -137,36 +135,3 @@ func TestOpenErrors(t *testing.T) {
 	}
 }
 
-// BenchmarkTenThousandTemplates measures a page in the middle of the list and a
-// resolution by name.
-func BenchmarkTenThousandTemplates(b *testing.B) {
-	s := open(b, filepath.Join(b.TempDir(), "kiln.db"))
-	for i := range 10_000 {
-		t := &kiln.Template{ID: kiln.NewTemplateID(), OrgID: "o", Name: fmt.Sprintf("t%05d", i)}
-		if err := s.CreateTemplate(b.Context(), t, &kiln.Version{TemplateID: t.ID, BuildID: kiln.NewID("b_")}, store.Build{}, nil); err != nil {
-			b.Fatal(err)
-		}
-	}
-	bench := func(name string, op func() error) {
-		b.Run(name, func(b *testing.B) {
-			var times []time.Duration
-			for b.Loop() {
-				start := time.Now()
-				if err := op(); err != nil {
-					b.Fatal(err)
-				}
-				times = append(times, time.Since(start))
-			}
-			slices.Sort(times)
-			b.ReportMetric(float64(times[len(times)*99/100].Microseconds()), "p99-µs")
-		})
-	}
-	bench("list", func() error {
-		_, _, err := s.ListTemplates(b.Context(), "o", store.Filter{}, &store.Cursor{Name: "t05000"}, 50)
-		return err
-	})
-	bench("resolve", func() error {
-		_, _, err := s.ResolveTemplate(b.Context(), "o", kiln.TemplateRef{NameOrID: "t07777"})
-		return err
-	})
-}
