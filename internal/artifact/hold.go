@@ -17,8 +17,8 @@ import (
 type holds struct {
 	mu    sync.Mutex
 	count map[kiln.Digest]int // of the holds that are open
-	// touched are the blobs that were written or checked since the sweep that runs began;
-	// nil when none runs.
+	// touched are the blobs that were held when the sweep that runs began, or written or
+	// checked since; nil when none runs.
 	touched map[kiln.Digest]bool
 }
 
@@ -74,8 +74,9 @@ func (s *holds) touch(ctx context.Context, d kiln.Digest) {
 	s.count[d]++
 }
 
-// Sweep is one removal of what nothing refers to. From its begin on it spares every blob
-// that is written, checked or held, so a reference that is stored while it runs is good.
+// Sweep is one removal of what nothing refers to. It spares every blob that is held when it
+// begins, or written or checked from then on, so a reference that is stored while it runs is
+// good.
 type Sweep struct{ blobs *Blobs }
 
 // errSweeping is an error of the caller: sweeps are started by one goroutine.
@@ -89,6 +90,10 @@ func (b *Blobs) BeginSweep() (*Sweep, error) {
 		return nil, errSweeping
 	}
 	b.holds.touched = map[kiln.Digest]bool{}
+	// A hold that is open now may end, its reference stored, after references were read.
+	for d := range b.holds.count {
+		b.holds.touched[d] = true
+	}
 	return &Sweep{b}, nil
 }
 
@@ -106,7 +111,7 @@ func (s *Sweep) Remove(d kiln.Digest) (bool, error) {
 	// for it afterwards, too.
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.touched[d] || h.count[d] > 0 {
+	if h.touched[d] {
 		return false, nil
 	}
 	return true, s.blobs.Remove(d)

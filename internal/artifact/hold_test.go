@@ -51,6 +51,7 @@ func TestSweepSparesWhatIsAboutToBeUsed(t *testing.T) {
 	if _, err := b.BeginSweep(); err == nil {
 		t.Error("two sweeps at once")
 	}
+	release() // its references are stored now, after the sweep may have read them
 	late := ingest(t, ctx, b, "written during the sweep")
 	seen := ingest(t, ctx, b, "free too")
 	for blob, want := range map[kiln.Blob]bool{free: true, made: false, checked: false, late: false, seen: false} {

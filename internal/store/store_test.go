@@ -134,4 +134,3 @@ func TestOpenErrors(t *testing.T) {
 		t.Error("garbage was opened")
 	}
 }
-
