@@ -52,3 +52,19 @@ func TestReport(t *testing.T) {
 		t.Errorf("JSON %s lacks %s", text, want)
 	}
 }
+
+func TestCatalogDocument(t *testing.T) {
+	r := CatalogReport{Rows: []CatalogRow{
+		{Template: "node", Base: "debian:12", Size: "shared-cpu-1x", Apparent: 3 << 20, Allocated: 1 << 20, Cold: 90 * time.Second, Restore: Sample{time.Second}, Said: "v22"},
+		{Template: "rust", Failed: "exit code 1 || so"},
+	}}
+	var out strings.Builder
+	if err := r.WriteDocument(&out, "a toaster"); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"a toaster", "380 MiB", "3 MiB", "90.0 s", "1000 ms", "`v22`", `exit code 1 \|\| so`} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("the document lacks %q:\n%s", want, out.String())
+		}
+	}
+}

@@ -3,6 +3,7 @@ package bench
 import (
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 )
@@ -44,7 +45,7 @@ Written by `+"`kiln bench catalog --own`"+` on %s. [templates.md](templates.md) 
 		}
 		fmt.Fprintf(t, "| %s\t| %s\t| %d\t| %s\t| %s\t| %s\t| %s\t| %s\t| %s\t| %s\t|\n", row.Template, dash(row.Size), len(row.Restore),
 			inMS(row.Restore.Quantile(50)), inMS(row.Restore.Quantile(99)), dash(theirs[row.Template].start),
-			inMS(row.First.Quantile(50)), inMS(row.First.Quantile(99)), inMS(row.Smoke.Quantile(50)), said)
+			inMS(row.First.Quantile(50)), p99(row.First), inMS(row.Smoke.Quantile(50)), strings.ReplaceAll(said, "|", `\|`))
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -87,6 +88,14 @@ func inMS(d time.Duration) string {
 		return "–"
 	}
 	return fmt.Sprintf("%.0f ms", ms(d))
+}
+
+// p99 shows the 99th percentile of a sample that is large enough to have a tail.
+func p99(s Sample) string {
+	if len(s) < 20 {
+		return "–"
+	}
+	return inMS(s.Quantile(99))
 }
 
 func dash(s string) string {
