@@ -117,7 +117,7 @@ func TestDocuments(t *testing.T) {
 	if err := os.CopyFS(filepath.Join(dir, "examples"), os.DirFS("../examples")); err != nil {
 		t.Fatal(err)
 	}
-	runTranscripts(t, dir, s.env(), "../docs/templates.md", "../docs/sandboxes.md", "../docs/organisations.md")
+	runTranscripts(t, dir, s.env(), "../docs/templates.md", "../docs/sandboxes.md", "../docs/network.md", "../docs/organisations.md")
 }
 
 // TestReadmeCommands holds the commands of the README against what exists.

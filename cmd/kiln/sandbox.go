@@ -20,7 +20,7 @@ func (a *app) sandboxCommand() *cobra.Command {
 		a.sandboxRun(), a.sandboxCreate(), a.sandboxExec(), a.sandboxList(), a.sandboxStatus(), a.sandboxUpload(), a.sandboxDownload(),
 		a.sandboxKeepalive(), a.sandboxRunCode(), a.sandboxPause(),
 		a.sandboxShell(), a.sandboxProcesses(), a.sandboxAttach(), a.sandboxKill(), a.sandboxWake(), a.sandboxFork(), a.sandboxLifecycle(), a.sandboxDestroy(),
-		a.sandboxEgress(), a.sandboxDenials(), a.sandboxNetwork(),
+		a.sandboxEgress(), a.sandboxDenials(), a.sandboxNetwork(), a.sandboxPort(),
 	)
 	return cmd
 }

@@ -80,7 +80,15 @@ func TestEgressRoutes(t *testing.T) {
 	if status, body := ts.do(t, http.MethodGet, path+"/denials", "", nil); status != 200 || strings.TrimSpace(body) != "[]" {
 		t.Errorf("denials: %d %s", status, body)
 	}
-	for _, what := range []string{"/egress", "/network", "/denials"} {
+	if status, body := ts.do(t, http.MethodGet, path+"/ports/8080", "", nil); status != 200 || !strings.Contains(body, `"host":"8080-`+sb.ID+`.localhost"`) {
+		t.Errorf("port: %d %s", status, body)
+	}
+	for _, port := range []string{"0", "70000", "x"} {
+		if status, _ := ts.do(t, http.MethodGet, path+"/ports/"+port, "", nil); status != 400 && status != 422 {
+			t.Errorf("port %s: %d", port, status)
+		}
+	}
+	for _, what := range []string{"/ports/8080", "/egress", "/network", "/denials"} {
 		if status, _ := ts.do(t, http.MethodGet, "/v1/sandboxes/inone"+what, "", nil); status != 404 {
 			t.Errorf("%s of no sandbox: %d", what, status)
 		}

@@ -22,10 +22,12 @@ type Options struct {
 	Diffs     Diffs
 	Sandboxes Sandboxes
 	Networks  Networks
-	Pool      Pool
-	Auth      Authenticator
-	Access    Access
-	Garbage   Garbage
+	// Domain is the parent of sandbox host names; "" means LocalDomain.
+	Domain  string
+	Pool    Pool
+	Auth    Authenticator
+	Access  Access
+	Garbage Garbage
 	// Ready says why the server cannot serve yet or any more; nil means always ready.
 	Ready func() error
 	// Version is the program's, for /healthz and the OpenAPI document.
@@ -76,6 +78,7 @@ func New(opts Options) *Server {
 	s.registerSandboxes()
 	s.registerEgress()
 	s.registerPool()
+	s.registerPorts()
 	s.registerExec()
 	s.registerFiles()
 	s.registerAccess()

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"net/http"
+	"strconv"
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/api"
@@ -30,4 +31,10 @@ func (c *Client) NetworkUse(ctx context.Context, id string) (*kiln.NetworkUse, e
 func (c *Client) Denials(ctx context.Context, id string) ([]kiln.Denial, error) {
 	var out []kiln.Denial
 	return out, c.call(ctx, http.MethodGet, "/v1/sandboxes/"+segment(id)+"/denials", nil, &out)
+}
+
+// Port returns how a service on a port of a running sandbox is reached.
+func (c *Client) Port(ctx context.Context, id string, port int) (*api.Port, error) {
+	out := &api.Port{}
+	return out, c.call(ctx, http.MethodGet, "/v1/sandboxes/"+segment(id)+"/ports/"+strconv.Itoa(port), nil, out)
 }

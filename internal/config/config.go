@@ -31,7 +31,7 @@ type Config struct {
 	DataDir string `toml:"data_dir"`
 	Listen  string `toml:"listen"`
 	// Domain is the parent of sandbox host names, "<port>-<id>.<domain>". Empty means
-	// that sandboxes are reached by header only.
+	// "localhost".
 	Domain string `toml:"domain"`
 
 	Log     Log     `toml:"log"`

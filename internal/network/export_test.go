@@ -1,6 +1,7 @@
 package network
 
 import (
+	"context"
 	"strconv"
 
 	"github.com/kilnvm/kiln"
@@ -40,3 +41,16 @@ func (p *Pool) Crash() {
 	}
 	_ = p.instance.file.Close()
 }
+
+// AcquireNew is Acquire when nothing is prepared.
+func (p *Pool) AcquireNew(ctx context.Context, owner string, policy kiln.EgressPolicy) (*Slot, error) {
+	s, err := p.add(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.lend()
+	return s, s.begin(ctx, owner, policy)
+}
+
+// Remove unmakes a slot instead of keeping it.
+func (s *Slot) Remove() error { return s.remove() }

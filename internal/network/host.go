@@ -40,8 +40,11 @@ func writeHost(c *nftables.Conn, t *nftables.Table, inst *instance, p plan) erro
 	block := &nftables.Set{Table: t, ID: 1, Name: "slots", KeyType: nftables.TypeIPAddr, Interval: true}
 	subnet := &nftables.Set{Table: t, ID: 2, Name: "subnet", KeyType: nftables.TypeIPAddr, Interval: true}
 	open := &nftables.Set{Table: t, ID: 3, Name: "open", KeyType: nftables.TypeIPAddr, Interval: true}
-	for set, content := range map[*nftables.Set]ranges{block: rangesOf([]netip.Prefix{p.block}), subnet: p.subnet, open: p.open.minus(p.subnet)} {
-		if err := c.AddSet(set, intervals(content)); err != nil {
+	for _, s := range []struct {
+		set     *nftables.Set
+		content ranges
+	}{{block, rangesOf([]netip.Prefix{p.block})}, {subnet, p.subnet}, {open, p.open.minus(p.subnet)}} {
+		if err := c.AddSet(s.set, intervals(s.content)); err != nil {
 			return err
 		}
 	}

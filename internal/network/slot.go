@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 
 	"github.com/google/nftables"
@@ -118,6 +119,9 @@ func (s *Slot) compile(policy kiln.EgressPolicy) (*Decider, error) {
 func (s *Slot) Config() *vmm.Network {
 	return &vmm.Network{Namespace: s.devices.path(), Tap: tapName, MAC: guestnet.GuestMAC().String()}
 }
+
+// Address returns the address that what leaves the slot has towards the host.
+func (s *Slot) Address() netip.Addr { return s.devices.upAddr }
 
 // Policy returns what is in force.
 func (s *Slot) Policy() kiln.EgressPolicy { return s.current().policy }

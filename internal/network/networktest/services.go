@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/miekg/dns"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -146,30 +147,50 @@ func (z *Zone) serve(w dns.ResponseWriter, query *dns.Msg) {
 // Sink counts what arrives outside, whatever it is: frames of any protocol on the wire that
 // leads there, but ARP and what answers the host's own questions for names.
 type Sink struct {
-	fd   int
-	done chan struct{}
+	ns     netns.NsHandle
+	device string
+	fd     int
+	done   chan struct{}
+	known  map[int]bool // whether a device leads to a slot, by index
 
 	mu     sync.Mutex
 	frames []string
 }
 
-// Sink begins to count.
+// Sink begins to count what arrives outside.
 func (w *World) Sink(t testing.TB) *Sink {
 	t.Helper()
-	s := &Sink{done: make(chan struct{})}
-	w.In(t, w.Outside, func() error {
+	return w.sink(t, w.Outside, "net0")
+}
+
+// WireSink begins to count what slots put on the wires to their host: all that got past the
+// rules of a slot itself, wherever it was going.
+func (w *World) WireSink(t testing.TB) *Sink {
+	t.Helper()
+	return w.sink(t, w.Host, "")
+}
+
+// sink listens on one device, or on all that lead to slots.
+func (w *World) sink(t testing.TB, ns netns.NsHandle, device string) *Sink {
+	t.Helper()
+	s := &Sink{ns: ns, device: device, done: make(chan struct{}), known: map[int]bool{}}
+	w.In(t, ns, func() error {
 		var err error
 		if s.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
-			return err
-		}
-		link, err := net.InterfaceByName("net0")
-		if err != nil {
 			return err
 		}
 		if err := unix.SetsockoptTimeval(s.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 100_000}); err != nil {
 			return err
 		}
-		return unix.Bind(s.fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: link.Index})
+		at := &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL)}
+		if device != "" {
+			link, err := net.InterfaceByName(device)
+			if err != nil {
+				return err
+			}
+			at.Ifindex = link.Index
+		}
+		return unix.Bind(s.fd, at)
 	})
 	stop := make(chan struct{})
 	go s.read(stop)
@@ -194,10 +215,27 @@ func (s *Sink) read(stop chan struct{}) {
 		if err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
 			return
 		}
-		if ll, ok := from.(*unix.SockaddrLinklayer); err == nil && ok && ll.Pkttype != unix.PACKET_OUTGOING {
+		if ll, ok := from.(*unix.SockaddrLinklayer); err == nil && ok && ll.Pkttype != unix.PACKET_OUTGOING && s.counts(ll.Ifindex) {
 			s.note(buf[:n])
 		}
 	}
+}
+
+// counts reports whether frames on a device are of interest.
+func (s *Sink) counts(index int) bool {
+	if s.device != "" {
+		return true
+	}
+	slot, ok := s.known[index]
+	if !ok {
+		_ = Inside(s.ns, func() error {
+			link, err := net.InterfaceByIndex(index)
+			slot = err == nil && strings.HasPrefix(link.Name, "kiln")
+			return err
+		})
+		s.known[index] = slot
+	}
+	return slot
 }
 
 func (s *Sink) note(frame []byte) {
