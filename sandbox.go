@@ -129,6 +129,18 @@ func ParseSandboxStatus(name string) (SandboxStatus, error) {
 	return "", Errorf(CodeInvalid, "status %q is unknown", name).WithHint("statuses are %s", strings.Join(names, ", "))
 }
 
+// SandboxUsage is what a living sandbox takes from its host.
+type SandboxUsage struct {
+	ID          string        `json:"id"`
+	Template    string        `json:"template"`
+	Version     int           `json:"version"`
+	Size        string        `json:"size"`
+	Status      SandboxStatus `json:"status"`
+	CPUTime     time.Duration `json:"-"`            // of its VM since it started or woke last
+	MemoryBytes int64         `json:"memory_bytes"` // shared pages count in shares (PSS)
+	CreatedAt   time.Time     `json:"created_at"`
+}
+
 // LifecycleChange says what is to change about how long a sandbox lives; nil stays as it
 // is.
 type LifecycleChange struct {

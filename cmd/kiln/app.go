@@ -51,7 +51,7 @@ exist, 128+n if signal n ended it, and 125 if Kiln itself failed.`,
 	cmd.PersistentPreRunE = func(c *cobra.Command, _ []string) error { return a.checkOutput(c) }
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	cmd.AddCommand(
-		a.serveCommand(), a.waitCommand(), a.templatesCommand(), a.sandboxCommand(), a.poolCommand(), a.imagesCommand(), a.rootfsCommand(),
+		a.serveCommand(), a.waitCommand(), a.templatesCommand(), a.sandboxCommand(), a.poolCommand(), a.topCommand(), a.imagesCommand(), a.rootfsCommand(),
 		a.benchCommand(), a.orgsCommand(), a.tokensCommand(), a.auditCommand(), a.gcCommand(), a.doctorCommand(), a.versionCommand(),
 	)
 	asUsageErrors(cmd)

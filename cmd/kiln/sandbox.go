@@ -19,7 +19,7 @@ func (a *app) sandboxCommand() *cobra.Command {
 	cmd.AddCommand(
 		a.sandboxRun(), a.sandboxCreate(), a.sandboxExec(), a.sandboxList(), a.sandboxStatus(), a.sandboxUpload(), a.sandboxDownload(),
 		a.sandboxKeepalive(), a.sandboxRunCode(), a.sandboxPause(),
-		a.sandboxShell(), a.sandboxProcesses(), a.sandboxAttach(), a.sandboxKill(), a.sandboxWake(), a.sandboxFork(), a.sandboxLifecycle(), a.sandboxDestroy(),
+		a.sandboxShell(), a.sandboxProcesses(), a.sandboxAttach(), a.sandboxKill(), a.sandboxLogs(), a.sandboxWake(), a.sandboxFork(), a.sandboxLifecycle(), a.sandboxDestroy(),
 		a.sandboxEgress(), a.sandboxDenials(), a.sandboxNetwork(), a.sandboxPort(),
 	)
 	return cmd

@@ -86,6 +86,16 @@ func watchSize(fd int) (_ <-chan guest.TTYSize, stop func()) {
 	}
 }
 
+// isTerminal reports whether what is written to w is shown on a terminal.
+func isTerminal(w io.Writer) bool {
+	file, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(file.Fd()), unix.TCGETS)
+	return err == nil
+}
+
 func terminalSize(fd int) guest.TTYSize {
 	size, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
 	if err != nil || size.Col == 0 {

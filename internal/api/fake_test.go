@@ -189,10 +189,12 @@ func (f *fakeTemplates) Logs(_ context.Context, _, _ string, offset int64, _ boo
 
 // fakeSandboxes hands out guests that run commands on this machine.
 type fakeSandboxes struct {
-	mu     sync.Mutex
-	byID   map[string]*kiln.Sandbox
-	guest  *hostGuest
-	filter kiln.SandboxFilter // of the last List
+	mu      sync.Mutex
+	byID    map[string]*kiln.Sandbox
+	guest   *hostGuest
+	filter  kiln.SandboxFilter // of the last List
+	console string
+	ended   chan struct{}
 }
 
 func newFakeSandboxes() *fakeSandboxes {
@@ -252,6 +254,23 @@ func (f *fakeSandboxes) ChangeLifecycle(ctx context.Context, org, id string, c k
 		sb.IdleTimeout = *c.IdleTimeout
 	}
 	return sb, nil
+}
+
+func (f *fakeSandboxes) Usage(_ context.Context, org string) ([]kiln.SandboxUsage, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var list []kiln.SandboxUsage
+	for _, sb := range f.byID {
+		if sb.OrgID == org {
+			list = append(list, kiln.SandboxUsage{ID: sb.ID, CPUTime: 1500 * time.Millisecond, MemoryBytes: 7})
+		}
+	}
+	return list, nil
+}
+
+func (f *fakeSandboxes) Console(ctx context.Context, org, id string) (string, <-chan struct{}, error) {
+	_, err := f.Get(ctx, org, id)
+	return f.console, f.ended, err
 }
 
 func (f *fakeSandboxes) Pause(ctx context.Context, org, id string) (*kiln.Sandbox, error) {
@@ -419,7 +438,7 @@ func newTestServer(t *testing.T, change func(*Options)) *testServer {
 	t.Helper()
 	ts := &testServer{templates: newFakeTemplates(), sandboxes: newFakeSandboxes()}
 	opts := Options{
-		Templates: ts.templates, Versions: fakeVersions{fakeTemplates: ts.templates}, Diffs: ts.templates, Sandboxes: ts.sandboxes, Networks: fakeNetworks{ts.sandboxes}, Auth: fakeAuth{testToken: kiln.LocalOrgID, "other": "org2"},
+		Templates: ts.templates, Versions: fakeVersions{fakeTemplates: ts.templates}, Diffs: ts.templates, Sandboxes: ts.sandboxes, Observer: ts.sandboxes, Networks: fakeNetworks{ts.sandboxes}, Auth: fakeAuth{testToken: kiln.LocalOrgID, "other": "org2"},
 		SpoolDir: t.TempDir(), Version: "test",
 	}
 	if change != nil {

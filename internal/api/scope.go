@@ -23,6 +23,7 @@ var kinds = map[string]string{
 	"snapshots": "sandboxes", // of one
 	"sizes":     "sandboxes",
 	"pool":      "templates", // kept ready of one
+	"usage":     "sandboxes",
 }
 
 // scopeOf returns what a token must allow for a request to be answered.

@@ -21,6 +21,7 @@ type Options struct {
 	Versions  Versions
 	Diffs     Diffs
 	Sandboxes Sandboxes
+	Observer  Observer
 	Networks  Networks
 	// Domain is the parent of sandbox host names; "" means LocalDomain.
 	Domain  string
@@ -76,6 +77,7 @@ func New(opts Options) *Server {
 	s.registerDiff()
 	s.registerBuilds()
 	s.registerSandboxes()
+	s.registerUsage()
 	s.registerEgress()
 	s.registerPool()
 	s.registerPorts()

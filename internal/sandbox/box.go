@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"maps"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -41,6 +42,7 @@ type box struct {
 	lastUse time.Time
 	under   *change // nil while nothing changes its status
 	ending  bool
+	console string // name of the console log in dir; "" before the first VM
 }
 
 // newBox returns a box that nothing has been acquired for but a promise of memory.
@@ -98,6 +100,7 @@ func (b *box) adopt(machine vmm.Machine, client *guest.Client, p kiln.Process) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.machine, b.client, b.view.Process = machine, client, p
+	b.console = filepath.Base(machine.ConsoleLog())
 }
 
 // has reports whether machine is the one that the box lives on.

@@ -76,7 +76,7 @@ func (m *Manager) suspend(ctx context.Context, b *box) error {
 	if err := machine.Capture(ctx, stateIn(unsaved)); err != nil {
 		return err
 	}
-	vm := savedVM{VMM: m.opts.Driver.Info(), Spec: b.plan.spec, Network: b.network() != nil, SavedAt: time.Now()}
+	vm := savedVM{VMM: m.opts.Driver.Info(), Spec: b.plan.spec, Network: b.network() != nil, SavedAt: time.Now(), Console: filepath.Base(machine.ConsoleLog())}
 	if info, err := os.Stat(stateIn(unsaved).Memory); err != nil {
 		return err
 	} else {

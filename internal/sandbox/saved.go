@@ -35,6 +35,7 @@ type savedVM struct {
 	VMM         vmm.Info    `json:"vmm"`
 	Spec        kiln.VMSpec `json:"spec"`
 	MemoryBytes int64       `json:"memory_bytes"`
+	Console     string      `json:"console"` // name of the console log
 	Network     bool        `json:"network"` // it has a network card
 	SavedAt     time.Time   `json:"saved_at"`
 }

@@ -157,6 +157,7 @@ func (m *Manager) adoptPaused(ctx context.Context, s *kiln.Sandbox) error {
 		spec:     vm.Spec, size: vm.Spec.Size,
 	}, nil)
 	close(b.started)
+	b.console = vm.Console
 	return m.add(b)
 }
 

@@ -100,6 +100,14 @@ func (s sandboxes) ChangeLifecycle(ctx context.Context, orgID, id string, c kiln
 	return s.Manager.ChangeLifecycle(ctx, id, c)
 }
 
+// Console implements api.Observer; Usage is the manager's.
+func (s sandboxes) Console(ctx context.Context, orgID, id string) (string, <-chan struct{}, error) {
+	if _, err := s.Get(ctx, orgID, id); err != nil {
+		return "", nil, err
+	}
+	return s.Manager.Console(ctx, id)
+}
+
 // Pause implements api.Sandboxes.
 func (s sandboxes) Pause(ctx context.Context, orgID, id string) (*kiln.Sandbox, error) {
 	if _, err := s.Get(ctx, orgID, id); err != nil {

@@ -138,7 +138,7 @@ func (s *serving) handler(n *node, spool string) http.Handler {
 	c := s.opts.Config
 	rest := api.New(api.Options{
 		Templates: templates{n.pipeline, sandboxes{n.sandboxes, n.pipeline}, n.store}, Versions: versions{n.pipeline}, Diffs: diffs{n.store, n.blobs}, Sandboxes: sandboxes{n.sandboxes, n.pipeline},
-		Networks: networks{n.sandboxes}, Domain: c.Domain, Pool: warmPool{n.sandboxes, n.store}, Auth: n.store, Access: n.store, Garbage: n.garbage,
+		Observer: sandboxes{n.sandboxes, n.pipeline}, Networks: networks{n.sandboxes}, Domain: c.Domain, Pool: warmPool{n.sandboxes, n.store}, Auth: n.store, Access: n.store, Garbage: n.garbage,
 		Version: s.opts.Version, SpoolDir: spool, MaxContextBytes: int64(c.Build.MaxContextMB) << 20,
 		RequestTimeout: time.Duration(c.API.RequestTimeout), DefaultTTL: time.Duration(c.Sandbox.DefaultTTL),
 		Sizes: c.SizeTable(), Log: s.log,

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -19,11 +20,15 @@ type console struct {
 }
 
 func newConsole(path string) (*console, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("console log: %w", err)
 	}
-	return &console{file: f}, nil
+	info, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("console log: %w", err), f.Close())
+	}
+	return &console{file: f, size: info.Size()}, nil // a VM that goes on after a pause goes on here
 }
 
 // Write implements [io.Writer]. It never fails: the guest must not stop because its log
