@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -189,8 +190,8 @@ func TestDiskFull(t *testing.T) {
 	if r.code == 0 || !strings.Contains(r.stderr, "is full") || !strings.Contains(r.stderr, s.dataDir) {
 		t.Errorf("exit code %d\n%s%s", r.code, r.stdout, r.stderr)
 	}
-	if list := s.must("templates", "list"); strings.Contains(list, "ready") {
-		t.Errorf("promoted:\n%s", list)
+	if shown := s.must("templates", "show", "big"); !regexp.MustCompile(`(?m)^status +failed$`).MatchString(shown) {
+		t.Errorf("not failed:\n%s", shown)
 	}
 	if r := s.kiln("templates", "delete", "big"); r.code != 0 {
 		t.Errorf("delete: %s", r.stderr)

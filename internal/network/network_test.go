@@ -255,7 +255,7 @@ func TestAccounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if use.SentBytes < 200 || use.ReceivedBytes < 200 || use.RefusedPackets < 4 || use.RefusedNames != 1 {
+	if use.SentBytes < 100 || use.ReceivedBytes < 100 || use.RefusedPackets < 4 || use.RefusedNames != 1 {
 		t.Errorf("use: %+v", use)
 	}
 	denials, err := slot.Denials()
