@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net/http"
+	"strconv"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -49,6 +50,18 @@ func (r *QuotaRequest) apply(q *kiln.Quota) {
 	}
 }
 
+// note records what the request changed.
+func (r *QuotaRequest) note(ctx context.Context) {
+	for key, value := range map[string]*int{
+		"disk_size_mb": r.DiskMB, "bandwidth_mbps": r.BandwidthMBps, "ops_per_sec": r.OpsPerSec,
+		"burst_mbps": r.BurstMBps, "burst_ops": r.BurstOps,
+	} {
+		if value != nil {
+			note(ctx, key, strconv.Itoa(*value))
+		}
+	}
+}
+
 type (
 	captureInput struct{ Body CaptureRequest }
 	quotaInput   struct {
@@ -83,6 +96,9 @@ func (s *Server) captureTemplate(ctx context.Context, in *captureInput) (*buildO
 	if err != nil {
 		return nil, err
 	}
+	note(ctx, "sandbox", in.Body.Sandbox)
+	note(ctx, "template", queued.Template.Name)
+	note(ctx, "version", strconv.Itoa(queued.Version.Number))
 	return queued.output(s.opts.Sizes), nil
 }
 
@@ -91,5 +107,6 @@ func (s *Server) updateQuota(ctx context.Context, in *quotaInput) (*quotaOutput,
 	if err != nil {
 		return nil, err
 	}
+	in.Body.note(ctx)
 	return &quotaOutput{Body: t.Quota}, nil
 }

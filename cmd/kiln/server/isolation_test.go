@@ -315,6 +315,7 @@ func TestEveryChangeIsRecorded(t *testing.T) {
 	changes := []struct{ method, path, body, action string }{
 		{"PUT", "/v1/tags/ourtemplate/stable", `{"version":1}`, "setTag"},
 		{"DELETE", "/v1/tags/ourtemplate/stable", "", "removeTag"},
+		{"PATCH", "/v1/templates/ourtemplate/quota", `{"ops_per_sec":50}`, "updateTemplateQuota"},
 		{"POST", "/v1/templates/builds/" + w.ours.build + "/cancel", "", "cancelBuild"},
 		{"POST", "/v1/tokens", `{"name":"ci","scopes":["templates:read"],"ttl_seconds":60}`, "createToken"},
 		{"DELETE", "/v1/tokens/ci", "", "revokeToken"},

@@ -9,6 +9,7 @@ package rootarchive
 
 import (
 	"archive/tar"
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -27,15 +28,26 @@ import (
 // Write archives the tree below root. mounts are the absolute paths of other mounts, which
 // are archived as empty directories; [Mounts] lists them.
 func Write(ctx context.Context, w io.Writer, root string, mounts []string) error {
-	a := &archiver{ctx: ctx, root: root, out: tar.NewWriter(w), mounts: map[string]bool{}, links: map[inode]string{}, buf: make([]byte, 64<<10)}
+	whole := bufio.NewWriterSize(w, writeSize)
+	a := &archiver{
+		ctx: ctx, root: root, out: tar.NewWriter(whole), mounts: map[string]bool{}, links: map[inode]string{},
+		buf: make([]byte, 64<<10), names: make([]byte, maxXattr), value: make([]byte, maxXattr),
+	}
 	for _, m := range mounts {
 		a.mounts[strings.Trim(m, "/")] = true
 	}
 	if err := a.directory("."); err != nil {
 		return err
 	}
-	return a.out.Close()
+	return errors.Join(a.out.Close(), whole.Flush())
 }
+
+// writeSize gathers what an archive consists of, because every write leaves the virtual
+// machine: most files are smaller than a page, and a header is 512 bytes.
+const writeSize = 256 << 10
+
+// maxXattr is both XATTR_LIST_MAX and XATTR_SIZE_MAX of Linux.
+const maxXattr = 64 << 10
 
 type inode struct{ dev, ino uint64 }
 
@@ -45,7 +57,9 @@ type archiver struct {
 	out    *tar.Writer
 	mounts map[string]bool
 	links  map[inode]string // first name of files that have several
-	buf    []byte
+	buf    []byte           // for contents
+	names  []byte           // for lists of attributes
+	value  []byte           // for one attribute
 }
 
 func (a *archiver) host(name string) string { return filepath.Join(a.root, name) }
@@ -181,21 +195,19 @@ func (zeros) Read(p []byte) (int, error) {
 const paxXattr = "SCHILY.xattr."
 
 func (a *archiver) attributes(name string, hdr *tar.Header) error {
-	names := make([]byte, 64<<10) // XATTR_LIST_MAX
-	n, err := unix.Llistxattr(a.host(name), names)
+	n, err := unix.Llistxattr(a.host(name), a.names)
 	if err != nil || n == 0 {
 		return nil // gone, or a file system without attributes
 	}
-	value := make([]byte, 64<<10) // XATTR_SIZE_MAX
-	for key := range strings.SplitSeq(strings.TrimRight(string(names[:n]), "\x00"), "\x00") {
+	for key := range strings.SplitSeq(strings.TrimRight(string(a.names[:n]), "\x00"), "\x00") {
 		if strings.HasPrefix(key, "trusted.overlay.") {
 			continue
 		}
-		n, err := unix.Lgetxattr(a.host(name), key, value)
+		n, err := unix.Lgetxattr(a.host(name), key, a.value)
 		if err != nil {
 			continue // gone meanwhile
 		}
-		hdr.PAXRecords[paxXattr+key] = string(value[:n])
+		hdr.PAXRecords[paxXattr+key] = string(a.value[:n])
 	}
 	return nil
 }
