@@ -1,6 +1,9 @@
 package kiln
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+)
 
 // Stage is one step of the pipeline that turns a source into snapshots.
 type Stage string
@@ -33,6 +36,33 @@ type StageResult struct {
 type Progress interface {
 	Log(stage Stage, line string)
 }
+
+// EventProgress is a [Progress] that also takes the events of the engine that builds
+// images, for readers that draw its display themselves.
+type EventProgress interface {
+	Progress
+	// Step is Log for a line that says what an event says too.
+	Step(stage Stage, line string)
+	// Event takes one event, free of secrets and at most [MaxLogEvent] bytes long.
+	Event(stage Stage, event json.RawMessage)
+}
+
+// MaxLogEvent is the size in bytes of the largest event that a build's log takes.
+const MaxLogEvent = 64 << 10
+
+// LogKind tells the records of a build's log apart.
+type LogKind string
+
+const (
+	LogText  LogKind = ""      // a line of Kiln's own, with a result if a stage is done
+	LogStep  LogKind = "step"  // a line about a step of the image, or of its output
+	LogEvent LogKind = "event" // an event of the engine: BuildKit's SolveStatus as JSON
+	LogBegin LogKind = "begin" // a stage has begun
+)
+
+// ForDisplay reports whether the record is only for readers that draw a display: it has
+// no line.
+func (k LogKind) ForDisplay() bool { return k == LogEvent || k == LogBegin }
 
 // DiscardProgress is a [Progress] that ignores everything.
 var DiscardProgress Progress = discard{}

@@ -27,6 +27,8 @@ type app struct {
 	token     string // --token
 	dataDir   string // --data-dir
 	output    string // -o
+
+	progressMode string // --progress
 }
 
 func (a *app) root() *cobra.Command {

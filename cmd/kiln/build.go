@@ -77,6 +77,7 @@ kiln-template.toml lies beside it; .dockerignore is honoured. --context names an
 		},
 	}
 	f.add(cmd)
+	a.addProgress(cmd)
 	cmd.Flags().StringVar(&f.context, "context", "", "folder that the Dockerfile may copy from")
 	cmd.Flags().BoolVar(&wait, "wait", false, "show the build and wait for its end")
 	return cmd
@@ -118,6 +119,7 @@ until that is ready the old one serves. Interrupting the command cancels the bui
 		},
 	}
 	f.add(cmd)
+	a.addProgress(cmd)
 	cmd.Flags().StringVar(&builtIn, "builtin", "", "name of a built-in template")
 	return cmd
 }
@@ -378,6 +380,7 @@ func (a *app) templatesRebuild() *cobra.Command {
 	cmd.Flags().StringArrayVar(&secrets, "secret", nil, "id=ID,src=FILE or id=ID,env=NAME (repeatable)")
 	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "return at once")
 	access.add(cmd.Flags())
+	a.addProgress(cmd)
 	return cmd
 }
 
@@ -410,7 +413,7 @@ func (a *app) queued(ctx context.Context, c *client.Client, b *api.Build, wait b
 // follow shows a build until it has ended. When ctx ends first it cancels the build.
 func (a *app) follow(ctx context.Context, c *client.Client, b *api.Build) error {
 	start := time.Now()
-	end, err := c.BuildLog(ctx, b.ID, 0, true, a.printLogLine)
+	end, err := a.watch(ctx, c, b.ID, client.LogOptions{Follow: true})
 	if err != nil && ctx.Err() != nil {
 		return errors.Join(kiln.Errorf(kiln.CodeCanceled, "interrupted: the build of %s is being cancelled", b.Name), cancelBuild(ctx, c, b.ID))
 	}
@@ -422,6 +425,9 @@ func (a *app) follow(ctx context.Context, c *client.Client, b *api.Build) error 
 	}
 	if a.json() {
 		return a.printJSON(end)
+	}
+	if a.progressMode == progressJSON {
+		return nil // its last line says it all
 	}
 	fmt.Fprintln(a.stdout)
 	if err := stageTable(a.stdout, end.Stages); err != nil {
@@ -450,16 +456,6 @@ func buildFailure(b *api.Build) error {
 		return kiln.Errorf(kiln.CodeBuildFailed, "%s version %d: %s", b.Name, b.Version, b.Error)
 	}
 	return nil
-}
-
-// printLogLine shows a line as BuildKit's plain progress does; other stages are named.
-func (a *app) printLogLine(l api.LogLine) error {
-	line := l.Line
-	if l.Stage != kiln.StageImage {
-		line = "[" + string(l.Stage) + "] " + line
-	}
-	_, err := fmt.Fprintln(a.progress(), line)
-	return err
 }
 
 // stageTable prints where the time went.

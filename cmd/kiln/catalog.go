@@ -24,7 +24,7 @@ func (a *app) buildBuiltIn(ctx context.Context, name string) error {
 		return a.queued(ctx, c, b, false)
 	}
 	// It is everybody's, so it goes on if this command is interrupted.
-	end, err := c.BuildLog(ctx, b.ID, 0, true, a.printLogLine)
+	end, err := a.watch(ctx, c, b.ID, client.LogOptions{Follow: true})
 	if err != nil {
 		return err
 	}
@@ -33,6 +33,9 @@ func (a *app) buildBuiltIn(ctx context.Context, name string) error {
 	}
 	if a.json() {
 		return a.printJSON(end)
+	}
+	if a.progressMode == progressJSON {
+		return nil // its last line says it all
 	}
 	fmt.Fprintln(a.stdout)
 	return stageTable(a.stdout, end.Stages)
@@ -50,7 +53,7 @@ func (a *app) createSandbox(ctx context.Context, c *client.Client, req api.Creat
 		return nil, err
 	}
 	fmt.Fprintf(a.stderr, "template %s is built on its first use; this takes a while\n", t.Name)
-	end, err := c.BuildLog(ctx, t.Latest.ID, 0, true, func(l api.LogLine) error {
+	end, err := c.BuildLog(ctx, t.Latest.ID, client.LogOptions{Follow: true}, func(l api.LogLine) error {
 		_, err := fmt.Fprintf(a.stderr, "[%s] %s\n", l.Stage, l.Line)
 		return err
 	})

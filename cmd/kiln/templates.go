@@ -10,6 +10,7 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/api"
+	"github.com/kilnvm/kiln/internal/client"
 )
 
 func (a *app) templatesCommand() *cobra.Command {
@@ -160,7 +161,7 @@ func (a *app) findBuild(ctx context.Context, ref string) (*api.Build, error) {
 }
 
 func (a *app) templatesLogs() *cobra.Command {
-	var follow bool
+	var o client.LogOptions
 	cmd := &cobra.Command{
 		Use: "logs NAME|BUILD", Short: "Print the log of a template's newest build", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -172,13 +173,15 @@ func (a *app) templatesLogs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			end, err := c.BuildLog(cmd.Context(), b.ID, 0, follow, a.printLogLine)
-			if err != nil || !follow {
+			end, err := a.watch(cmd.Context(), c, b.ID, o)
+			if err != nil || !o.Follow {
 				return err
 			}
 			return buildFailure(end)
 		},
 	}
-	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "wait for more until the build has ended; fail if it fails")
+	cmd.Flags().BoolVarP(&o.Follow, "follow", "f", false, "wait for more until the build has ended; fail if it fails")
+	cmd.Flags().Int64Var(&o.Offset, "offset", 0, "continue after the record that gave this as next (see --progress json)")
+	a.addProgress(cmd)
 	return cmd
 }

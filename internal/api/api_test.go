@@ -288,6 +288,7 @@ func TestTemplateRoutes(t *testing.T) {
 		{"GET", "/v1/templates/builds/nope/logs", "", 404, "not_found"},
 		{"GET", "/v1/templates/builds/bldhello3/logs?follow=1", "", 200, "event: done\ndata: {\"id\":\"bldhello3\""},
 		{"GET", "/v1/templates/builds/bldhello3/logs?offset=1", "", 200, `"line":"two"`},
+		{"GET", "/v1/templates/builds/bldhello3/logs?offset=2", "", 200, "event: done"},
 		{"GET", "/v1/templates/builds/bldhello3/logs?offset=-1", "", 400, "offset"},
 		{"POST", "/v1/templates/builds/bldhello3/cancel", "", 204, ""},
 		{"GET", "/v1/templates/builds/bldhello3", "", 200, `"status":"failed"`},
@@ -493,5 +494,27 @@ func TestExecWebSocket(t *testing.T) {
 	send(`nonsense`)
 	if _, a := last(""); !strings.Contains(a.Error, "JSON") {
 		t.Errorf("nonsense: %+v", a)
+	}
+}
+
+// Records for displays come only to those who ask for them, and leave the offsets as they are.
+func TestBuildLogEvents(t *testing.T) {
+	ts := newTestServer(t, nil)
+	ct, body := form(t, part{name: "name", body: "hello"}, part{name: "dockerfile", body: "FROM scratch\n"})
+	ts.do(t, "POST", "/v1/templates/build", ct, body)
+	ts.templates.lines = []LogLine{
+		{Next: 1, Stage: kiln.StageImage, Kind: kiln.LogBegin},
+		{Next: 2, Stage: kiln.StageImage, Kind: kiln.LogEvent, Event: []byte(`{"vertexes":[]}`)},
+		{Next: 3, Stage: kiln.StageImage, Kind: kiln.LogStep, Line: "#1 DONE"},
+		{Next: 4, Stage: kiln.StageImage, Line: "done", Result: &kiln.StageResult{Stage: kiln.StageImage, Cached: true}},
+	}
+	for query, want := range map[string]int{"": 2, "?events=0": 2, "?events=1": 4, "?events=1&offset=1": 3, "?offset=3": 1} {
+		status, got := ts.do(t, "GET", "/v1/templates/builds/bldhello1/logs"+query, "", nil)
+		if n := strings.Count(got, `data: {"next":`); status != 200 || n != want {
+			t.Errorf("%q: %d, %d records, want %d:\n%s", query, status, n, want, got)
+		}
+		if events := strings.Contains(got, `"kind":"event","event":{"vertexes":[]}`); events != strings.Contains(query, "events=1") {
+			t.Errorf("%q: events: %v", query, events)
+		}
 	}
 }

@@ -96,6 +96,7 @@ type (
 	logsInput    struct {
 		BuildID
 		Follow string `query:"follow" doc:"1 waits for more until the build has ended"`
+		Events string `query:"events" doc:"1 adds the records that only displays need: kinds event and begin"`
 		Offset int64  `query:"offset" minimum:"0" doc:"Continue after a line that gave this as next"`
 	}
 )
@@ -153,7 +154,7 @@ func (s *Server) buildLogs(ctx context.Context, in *logsInput) (*huma.StreamResp
 	if _, _, err := s.opts.Templates.Build(ctx, org, in.ID); err != nil {
 		return nil, err
 	}
-	follow := in.Follow != "" && in.Follow != "0" && in.Follow != "false"
+	follow, wantEvents := isSet(in.Follow), isSet(in.Events)
 	return &huma.StreamResponse{Body: func(hctx huma.Context) {
 		r, w := humago.Unwrap(hctx)
 		events := newEvents(r.Context(), w)
@@ -162,6 +163,9 @@ func (s *Server) buildLogs(ctx context.Context, in *logsInput) (*huma.StreamResp
 			if err != nil {
 				_ = events.Send("error", errorFor(r.Context(), s.log, "build log", err))
 				return
+			}
+			if line.Kind.ForDisplay() && !wantEvents {
+				continue
 			}
 			if events.Send("", line) != nil {
 				return // the reader has gone
@@ -175,3 +179,6 @@ func (s *Server) buildLogs(ctx context.Context, in *logsInput) (*huma.StreamResp
 		_ = events.Send("done", buildOf(s.opts.Sizes, t, v))
 	}}, nil
 }
+
+// isSet reports whether a query parameter says yes.
+func isSet(param string) bool { return param != "" && param != "0" && param != "false" }

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"iter"
 	"net/http"
@@ -81,13 +82,17 @@ func (q Queued) output(sizes kiln.SizeTable) *buildOutput {
 	return &buildOutput{Body: b}
 }
 
-// LogLine is one line of a build's log.
+// LogLine is one record of a build's log: a line, unless its kind is event or begin.
 type LogLine struct {
 	// Next is the offset that follows this line.
 	Next  int64      `json:"next" doc:"Offset to continue from after this line"`
 	Time  time.Time  `json:"time"`
 	Stage kiln.Stage `json:"stage" enum:"source,image,rootfs,snapshot,promote"`
 	Line  string     `json:"line"`
+	// Kind, Event and Result are for displays; whoever wants the text needs none of them.
+	Kind   kiln.LogKind      `json:"kind,omitempty" enum:"step,event,begin"`
+	Event  json.RawMessage   `json:"event,omitempty" doc:"BuildKit's SolveStatus"`
+	Result *kiln.StageResult `json:"result,omitempty" doc:"Of the line that ends a stage"`
 }
 
 // Template is a template as it is listed. The fields from RootfsPath on are those that

@@ -175,7 +175,7 @@ func (c *cataloguing) rebuild(ctx context.Context) error {
 
 // follow waits for the end of a build.
 func (c *cataloguing) follow(ctx context.Context, b *api.Build) (*api.Build, error) {
-	end, err := c.Client.BuildLog(ctx, b.ID, 0, true, func(api.LogLine) error { return nil })
+	end, err := c.Client.BuildLog(ctx, b.ID, client.LogOptions{Follow: true}, func(api.LogLine) error { return nil })
 	if err != nil {
 		return nil, err
 	}

@@ -29,14 +29,20 @@ func (c *Client) CancelBuild(ctx context.Context, id string) error {
 // logRetries is how often a broken log stream is taken up again without a new line.
 const logRetries = 5
 
-// BuildLog passes the lines of a build's log from an offset on to line, whose error ends
-// it, and returns the build as it was after the last one. With follow it waits until the
-// build has ended. A stream that breaks, because the server restarts, is taken up again.
-func (c *Client) BuildLog(ctx context.Context, id string, offset int64, follow bool, line func(api.LogLine) error) (*api.Build, error) {
+// LogOptions say what of a build's log is wanted. The zero value is the lines there are.
+type LogOptions struct {
+	Offset int64 // where to begin: 0, or what an earlier record gave as next
+	Follow bool  // wait for more until the build has ended
+	Events bool  // also pass the records that only displays need
+}
+
+// BuildLog passes the records of a build's log to line, whose error ends it, and returns
+// the build as it was after the last one. A stream that breaks, because the server restarts, is taken up again.
+func (c *Client) BuildLog(ctx context.Context, id string, o LogOptions, line func(api.LogLine) error) (*api.Build, error) {
 	for failures := 0; ; failures++ {
-		before := offset
-		build, err := c.readLog(ctx, id, &offset, follow, line)
-		if offset > before {
+		before := o.Offset
+		build, err := c.readLog(ctx, id, &o, line)
+		if o.Offset > before {
 			failures = 0
 		}
 		var broken brokenStream
@@ -57,10 +63,13 @@ type brokenStream struct{ error }
 
 func (e brokenStream) Unwrap() error { return e.error }
 
-func (c *Client) readLog(ctx context.Context, id string, offset *int64, follow bool, line func(api.LogLine) error) (*api.Build, error) {
-	path := fmt.Sprintf("/v1/templates/builds/%s/logs?offset=%d", segment(id), *offset)
-	if follow {
+func (c *Client) readLog(ctx context.Context, id string, o *LogOptions, line func(api.LogLine) error) (*api.Build, error) {
+	path := fmt.Sprintf("/v1/templates/builds/%s/logs?offset=%d", segment(id), o.Offset)
+	if o.Follow {
 		path += "&follow=1"
+	}
+	if o.Events {
+		path += "&events=1"
 	}
 	resp, err := c.send(ctx, http.MethodGet, path, "", nil)
 	if err != nil {
@@ -100,7 +109,7 @@ func (c *Client) readLog(ctx context.Context, id string, offset *int64, follow b
 		if err := line(l); err != nil {
 			return nil, err
 		}
-		*offset = l.Next
+		o.Offset = l.Next
 	}
 }
 

@@ -102,7 +102,7 @@ func TestBuildLogIsTakenUpAgain(t *testing.T) {
 		}
 	})
 	var lines []string
-	b, err := c.BuildLog(t.Context(), "b1", 0, true, func(l api.LogLine) error {
+	b, err := c.BuildLog(t.Context(), "b1", LogOptions{Follow: true}, func(l api.LogLine) error {
 		lines = append(lines, l.Line)
 		return nil
 	})
@@ -138,7 +138,7 @@ func TestBuildLogEnds(t *testing.T) {
 		if line == nil {
 			line = func(api.LogLine) error { return nil }
 		}
-		if _, err := c.BuildLog(t.Context(), "b", 0, true, line); !tc.want(err) {
+		if _, err := c.BuildLog(t.Context(), "b", LogOptions{Follow: true}, line); !tc.want(err) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

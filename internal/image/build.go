@@ -185,8 +185,11 @@ func (j *job) follow(statuses <-chan *client.SolveStatus) error {
 		_, err := display.UpdateFrom(context.Background(), shown)
 		done <- err
 	}()
+	events := newEventWriter(j.progress, j.redact)
+	defer events.flush()
 	for status := range statuses {
 		j.history.record(status)
+		events.write(status)
 		shown <- status
 	}
 	close(shown)

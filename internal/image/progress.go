@@ -66,7 +66,12 @@ func (w *lineWriter) Write(p []byte) (int, error) {
 }
 
 func (w *lineWriter) log(line []byte) {
-	w.progress.Log(kiln.StageImage, w.redact.clean(strings.TrimRight(string(line), "\r")))
+	text := w.redact.clean(strings.TrimRight(string(line), "\r"))
+	if p, ok := w.progress.(kiln.EventProgress); ok {
+		p.Step(kiln.StageImage, text)
+		return
+	}
+	w.progress.Log(kiln.StageImage, text)
 }
 
 // flush passes on what is left without a line end.

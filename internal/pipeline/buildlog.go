@@ -22,13 +22,19 @@ import (
 const (
 	maxLogLine  = 16 << 10 // bytes; longer lines are cut
 	maxBuildLog = 64 << 20 // bytes; later lines are dropped
+	maxEvents   = 32 << 20 // bytes of the log; later events are dropped, so that lines have room
 )
 
-// LogLine is one line of a build's log.
+// LogLine is one record of a build's log: a line, unless it is only for displays.
 type LogLine struct {
 	Time  time.Time  `json:"time"`
 	Stage kiln.Stage `json:"stage"`
 	Line  string     `json:"line"`
+
+	Kind   kiln.LogKind      `json:"kind,omitempty"`
+	Event  json.RawMessage   `json:"event,omitempty"`  // of LogEvent
+	Result *kiln.StageResult `json:"result,omitempty"` // of the line that ends a stage
+
 	// Next is the offset of the line after this one.
 	Next int64 `json:"-"`
 }
@@ -111,7 +117,7 @@ func (f *feed) announce() {
 	f.changed = make(chan struct{})
 }
 
-// logWriter appends to the log of one build. It implements kiln.Progress. Losing the log
+// logWriter appends to the log of one build. It implements kiln.EventProgress. Losing the log
 // is no reason to lose the build, so failures to write are only counted as dropped lines.
 type logWriter struct {
 	feed *feed
@@ -165,19 +171,46 @@ func endOfLastLine(f *os.File) (int64, error) {
 
 // Log implements kiln.Progress.
 func (w *logWriter) Log(stage kiln.Stage, line string) {
-	if len(line) > maxLogLine {
-		line = line[:maxLogLine] + "…"
+	w.append(LogLine{Stage: stage, Line: line})
+}
+
+// Step implements kiln.EventProgress.
+func (w *logWriter) Step(stage kiln.Stage, line string) {
+	w.append(LogLine{Stage: stage, Line: line, Kind: kiln.LogStep})
+}
+
+// Event implements kiln.EventProgress. Lines must not suffer from events: one that is too
+// large or comes too late is dropped.
+func (w *logWriter) Event(stage kiln.Stage, event json.RawMessage) {
+	if len(event) <= kiln.MaxLogEvent {
+		w.append(LogLine{Stage: stage, Kind: kiln.LogEvent, Event: event})
+	}
+}
+
+// begin notes that a stage has begun.
+func (w *logWriter) begin(stage kiln.Stage) { w.append(LogLine{Stage: stage, Kind: kiln.LogBegin}) }
+
+// end notes that a stage is done, and says so.
+func (w *logWriter) end(res kiln.StageResult, line string) {
+	w.append(LogLine{Stage: res.Stage, Line: line, Result: &res})
+}
+
+func (w *logWriter) append(l LogLine) {
+	if len(l.Line) > maxLogLine {
+		l.Line = l.Line[:maxLogLine] + "…"
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.full || w.file == nil {
+	if w.full || w.file == nil || l.Kind == kiln.LogEvent && w.size > maxEvents {
 		return
 	}
 	if w.size > maxBuildLog {
 		w.full = true
-		line = fmt.Sprintf("the log has reached %d MiB; what follows is not kept", maxBuildLog>>20)
+		l = LogLine{Stage: l.Stage}
+		l.Line = fmt.Sprintf("the log has reached %d MiB; what follows is not kept", maxBuildLog>>20)
 	}
-	b, err := json.Marshal(LogLine{Time: time.Now().UTC(), Stage: stage, Line: strings.ToValidUTF8(line, "\uFFFD")})
+	l.Time, l.Line = time.Now().UTC(), strings.ToValidUTF8(l.Line, "\uFFFD")
+	b, err := json.Marshal(l)
 	if err != nil {
 		return
 	}

@@ -160,6 +160,49 @@ func TestLogSurvivesCrashAndRubbish(t *testing.T) {
 	}
 }
 
+// Events lie among the lines, and every record is a place to go on from.
+func TestLogKeepsEventsBesideLines(t *testing.T) {
+	l, err := newBuildLogs(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := l.open("b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.begin(kiln.StageImage)
+	w.Event(kiln.StageImage, []byte(`{"vertexes":[]}`))
+	w.Event(kiln.StageImage, []byte(`"`+strings.Repeat("x", kiln.MaxLogEvent)+`"`)) // too large
+	w.Step(kiln.StageImage, "#1 DONE")
+	w.end(kiln.StageResult{Stage: kiln.StageImage, Cached: true}, "unchanged")
+	w.size = maxEvents + 1
+	w.Event(kiln.StageImage, []byte(`{}`)) // too late
+	w.Log(kiln.StageImage, "still there")
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	read := func(offset int64) (got []string, offsets []int64) {
+		for r, err := range l.lines(t.Context(), "b", offset, nil) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, fmt.Sprintf("%s|%s|%s|%v", r.Kind, r.Line, r.Event, r.Result != nil && r.Result.Cached))
+			offsets = append(offsets, r.Next)
+		}
+		return got, offsets
+	}
+	all, offsets := read(0)
+	want := []string{"begin|||false", `event||{"vertexes":[]}|false`, "step|#1 DONE||false", "|unchanged||true", "|still there||false"}
+	if !slices.Equal(all, want) {
+		t.Errorf("got %q", all)
+	}
+	for i, at := range offsets {
+		if rest, _ := read(at); !slices.Equal(rest, all[i+1:]) {
+			t.Errorf("from %d: %q", at, rest)
+		}
+	}
+}
+
 func TestLogIsBounded(t *testing.T) {
 	l, err := newBuildLogs(t.TempDir())
 	if err != nil {

@@ -112,6 +112,7 @@ func (j *job) stages(ctx context.Context) error {
 // result.
 func (j *job) step(ctx context.Context, stage kiln.Stage, limit time.Duration, run func(context.Context, *kiln.StageResult) error) error {
 	j.stage = stage
+	j.progress.begin(stage)
 	begun := time.Now()
 	stageCtx := ctx
 	if limit > 0 {
@@ -140,7 +141,7 @@ func (j *job) finished(ctx context.Context, res kiln.StageResult) error {
 	if res.Cached {
 		what = "unchanged, found in"
 	}
-	j.progress.Log(res.Stage, fmt.Sprintf("%s %s", what, res.Duration.Round(time.Millisecond)))
+	j.progress.end(res, fmt.Sprintf("%s %s", what, res.Duration.Round(time.Millisecond)))
 	return j.opts.Store.SaveBuild(ctx, j.v)
 }
 
@@ -248,6 +249,6 @@ func (j *job) promote(ctx context.Context, res *kiln.StageResult) error {
 	if err := j.opts.Store.Promote(ctx, j.v); err != nil {
 		return err
 	}
-	j.progress.Log(kiln.StagePromote, fmt.Sprintf("version %d is ready", j.v.Number))
+	j.progress.end(*res, fmt.Sprintf("version %d is ready", j.v.Number))
 	return nil
 }

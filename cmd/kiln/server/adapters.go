@@ -49,7 +49,9 @@ func (v versions) ListPage(ctx context.Context, orgID string, q api.TemplateQuer
 func (t templates) Logs(ctx context.Context, orgID, buildID string, offset int64, follow bool) iter.Seq2[api.LogLine, error] {
 	return func(yield func(api.LogLine, error) bool) {
 		for l, err := range t.Service.Logs(ctx, orgID, buildID, offset, follow) {
-			if !yield(api.LogLine{Next: l.Next, Time: l.Time, Stage: l.Stage, Line: l.Line}, err) {
+			if !yield(api.LogLine{
+				Next: l.Next, Time: l.Time, Stage: l.Stage, Line: l.Line, Kind: l.Kind, Event: l.Event, Result: l.Result,
+			}, err) {
 				return
 			}
 		}
