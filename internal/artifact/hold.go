@@ -130,8 +130,8 @@ func (b *Blobs) List() ([]Stored, error) {
 		if err != nil || e.IsDir() {
 			return err
 		}
-		d, err := kiln.ParseDigest("sha256:" + e.Name())
-		if err != nil {
+		d, notBlob := kiln.ParseDigest("sha256:" + e.Name())
+		if notBlob != nil {
 			return nil // not ours to judge
 		}
 		info, err := e.Info()

@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"net"
 	"net/http"
 	"time"
 
@@ -149,17 +148,6 @@ func (b *box) stopClocks() {
 		}
 	}
 	b.expiry, b.idle = nil, nil
-}
-
-// dial connects to the machine that the box has now.
-func (b *box) dial(ctx context.Context) (net.Conn, error) {
-	b.mu.Lock()
-	machine := b.machine
-	b.mu.Unlock()
-	if machine == nil {
-		return nil, net.ErrClosed
-	}
-	return machine.Dial(ctx)
 }
 
 func errStarting(id string) error {

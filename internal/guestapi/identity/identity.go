@@ -91,8 +91,9 @@ func Unmarshal(b []byte) (Request, error) {
 	}
 	copy(r.MachineID[:], b[9:])
 	copy(r.BootID[:], b[25:])
-	rest, ok := b[fixedBytes:], true
+	rest := b[fixedBytes:]
 	for _, s := range []*[]byte{&r.Entropy, &r.Hostname, &r.AccessToken} {
+		var ok bool
 		if *s, rest, ok = cutString(rest); !ok {
 			return r, errMalformed
 		}

@@ -1,6 +1,7 @@
 package networktest
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -84,7 +85,7 @@ func frames(to, from *os.File) {
 		if err != nil {
 			return
 		}
-		if _, err := to.Write(buf[:n]); err != nil && err != io.ErrShortWrite && !os.IsTimeout(err) {
+		if _, err := to.Write(buf[:n]); err != nil && !errors.Is(err, io.ErrShortWrite) && !os.IsTimeout(err) {
 			continue // a device that is down drops it
 		}
 	}

@@ -195,8 +195,8 @@ func (zeros) Read(p []byte) (int, error) {
 const paxXattr = "SCHILY.xattr."
 
 func (a *archiver) attributes(name string, hdr *tar.Header) error {
-	n, err := unix.Llistxattr(a.host(name), a.names)
-	if err != nil || n == 0 {
+	n, _ := unix.Llistxattr(a.host(name), a.names)
+	if n <= 0 {
 		return nil // gone, or a file system without attributes
 	}
 	for key := range strings.SplitSeq(strings.TrimRight(string(a.names[:n]), "\x00"), "\x00") {
