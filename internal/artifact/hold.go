@@ -130,8 +130,8 @@ func (b *Blobs) List() ([]Stored, error) {
 		if err != nil || e.IsDir() {
 			return err
 		}
-		d, notBlob := kiln.ParseDigest("sha256:" + e.Name())
-		if notBlob != nil {
+		d, ok := digestNamed(e.Name())
+		if !ok {
 			return nil // not ours to judge
 		}
 		info, err := e.Info()
@@ -155,4 +155,10 @@ func diskUse(info os.FileInfo) int64 {
 		return st.Blocks * 512 // the unit of st_blocks, whatever the block size
 	}
 	return info.Size()
+}
+
+// digestNamed returns the digest of the blob whose file has that name.
+func digestNamed(file string) (kiln.Digest, bool) {
+	d, err := kiln.ParseDigest("sha256:" + file)
+	return d, err == nil
 }
