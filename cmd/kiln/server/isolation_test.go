@@ -196,6 +196,10 @@ var bodies = map[string]string{
 	"createOrg":       `{"name":"x"}`,
 	"changeLifecycle": `{"ttl_seconds":60}`,
 	"setEgress":       `{"mode":"deny_all"}`,
+	"setWarmSlots":    `{"slots":1}`,
+
+	"updateTemplateQuota": `{"ops_per_sec":50}`,
+	"captureTemplate":     `{"name":"x","sandbox":"{sandbox}"}`,
 }
 
 // TestOthersThingsDoNotExist asks every route of the API, also those that come later, for
@@ -215,6 +219,7 @@ func TestOthersThingsDoNotExist(t *testing.T) {
 	// operator's routes are refused to all others alike.
 	elsewhere := map[string]int{
 		"healthz": 200, "readyz": 200, "listTemplates": 200, "listBuilds": 200, "listSandboxes": 200, "listTokens": 200, "listAudit": 200, "listOrgs": 200,
+		"sandboxUsage": 200, "listWarmSlots": 200,
 		"createOrg": 403, "deleteOrg": 403, "collectGarbage": 403,
 		"buildTemplate": 400, // a form, whose template would be one's own
 	}
@@ -222,7 +227,8 @@ func TestOthersThingsDoNotExist(t *testing.T) {
 	for path, methods := range doc.Paths {
 		for method, op := range methods {
 			for _, concrete := range w.concrete(path, op.OperationID) {
-				status, body := w.do(t, "org_theirs", strings.ToUpper(method), concrete, bodies[op.OperationID], nil)
+				request := strings.ReplaceAll(bodies[op.OperationID], "{sandbox}", w.ours.sandbox)
+				status, body := w.do(t, "org_theirs", strings.ToUpper(method), concrete, request, nil)
 				want := 404
 				if other, ok := elsewhere[op.OperationID]; ok {
 					want = other
@@ -277,6 +283,7 @@ func (w *tenants) concrete(path, operation string) []string {
 	list := []string{path + query}
 	for param, values := range map[string][]string{
 		"{name}": {o.name, o.template, o.name + "@1", o.template + ":v1"}, "{id}": ids, "{tag}": {"v1"},
+		"{port}":  {"8080"},
 		"{token}": {o.token, o.token + "?org=" + o.org}, "{org}": {o.org, "ours"},
 	} {
 		var filled []string
