@@ -82,7 +82,7 @@ func testKernel(t *testing.T, s *server) {
 	if picture, err := os.ReadFile(dir + "/result-1.png"); err != nil || !strings.HasPrefix(string(picture), "\x89PNG") {
 		t.Errorf("the picture: %v", err)
 	}
-	if r := s.kiln("sandbox", "run-code", id, "--context", "nothing", "-c", "1"); r.code != 3 {
+	if r := s.kiln("sandbox", "run-code", id, "--context", "nothing", "-c", "1"); r.code != 125 || !strings.Contains(r.stderr, "nothing not found") {
 		t.Errorf("an unknown context: exit code %d\n%s", r.code, r.stderr)
 	}
 	if r := s.kiln("sandbox", "run-code", "-t", "blank", "-c", "1"); r.code != 125 || !strings.Contains(r.stderr, "code-interpreter") {
