@@ -26,6 +26,7 @@ type Listener struct {
 
 	mu      sync.Mutex
 	current *guestSession
+	ended   bool // no session begins any more
 
 	calls     atomic.Pointer[func([]byte) []byte]
 	lastCall  nonce  // used by the reader only, as is what follows
@@ -40,6 +41,9 @@ func Serve(ctx context.Context, port io.ReadWriteCloser) *Listener {
 	ctx, cancel := context.WithCancel(ctx)
 	l := &Listener{port: port, accept: make(chan net.Conn), cancel: cancel, done: make(chan struct{})}
 	end := func(err error) {
+		l.mu.Lock()
+		l.ended = true
+		l.mu.Unlock()
 		l.replace(nil)
 		l.err = err
 		close(l.done)
@@ -148,6 +152,9 @@ func (l *Listener) replace(s *guestSession) {
 	l.mu.Lock()
 	old := l.current
 	l.current = s
+	if l.ended && s != nil { // the reader was making it while the listener ended
+		old, l.current = s, nil
+	}
 	l.mu.Unlock()
 	if old != nil {
 		old.end()
