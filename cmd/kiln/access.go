@@ -18,25 +18,17 @@ func (a *app) orgsCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "orgs", Aliases: []string{"org"}, Short: "Manage organisations, which do not see each other"}
 	create := &cobra.Command{
 		Use: "create NAME", Short: "Create an organisation", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			o, err := c.CreateOrg(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
 			return a.printOrgs(*o)
-		},
+		}),
 	}
 	list := &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List organisations", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, _ []string) error {
 			list, err := c.ListOrgs(cmd.Context())
 			if err != nil {
 				return err
@@ -45,15 +37,11 @@ func (a *app) orgsCommand() *cobra.Command {
 				return a.printJSON(list)
 			}
 			return a.printOrgs(list...)
-		},
+		}),
 	}
 	remove := &cobra.Command{
 		Use: "delete NAME...", Aliases: []string{"rm"}, Short: "Delete organisations that have no templates and sandboxes, and their tokens", Args: cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			for _, name := range args {
 				if err := c.DeleteOrg(cmd.Context(), name); err != nil {
 					return err
@@ -61,7 +49,7 @@ func (a *app) orgsCommand() *cobra.Command {
 				fmt.Fprintf(a.progress(), "deleted %s\n", name)
 			}
 			return nil
-		},
+		}),
 	}
 	cmd.AddCommand(create, list, remove)
 	return cmd
@@ -130,11 +118,7 @@ func (a *app) tokensList() *cobra.Command {
 	var org string
 	cmd := &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List tokens, without their secrets", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, _ []string) error {
 			list, err := c.ListTokens(cmd.Context(), org)
 			if err != nil {
 				return err
@@ -155,7 +139,7 @@ func (a *app) tokensList() *cobra.Command {
 				rows = append(rows, []string{t.Name, t.ID, strings.Join(scopes, ","), t.CreatedAt.Local().Format(time.DateTime), expires})
 			}
 			return table(a.stdout, rows)
-		},
+		}),
 	}
 	cmd.Flags().StringVar(&org, "org", "", orgUsage)
 	return cmd
@@ -165,11 +149,7 @@ func (a *app) tokensRevoke() *cobra.Command {
 	var org string
 	cmd := &cobra.Command{
 		Use: "revoke NAME|ID...", Aliases: []string{"rm"}, Short: "Make tokens void at once", Args: cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			for _, token := range args {
 				if err := c.RevokeToken(cmd.Context(), org, token); err != nil {
 					return err
@@ -177,7 +157,7 @@ func (a *app) tokensRevoke() *cobra.Command {
 				fmt.Fprintf(a.progress(), "revoked %s\n", token)
 			}
 			return nil
-		},
+		}),
 	}
 	cmd.Flags().StringVar(&org, "org", "", orgUsage)
 	return cmd
@@ -187,11 +167,7 @@ func (a *app) auditCommand() *cobra.Command {
 	var q client.AuditQuery
 	cmd := &cobra.Command{
 		Use: "audit", Short: "List who changed what, newest first", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, _ []string) error {
 			list, err := c.Audit(cmd.Context(), q)
 			if err != nil {
 				return err
@@ -208,7 +184,7 @@ func (a *app) auditCommand() *cobra.Command {
 				rows = append(rows, []string{e.Time.Local().Format(time.DateTime), e.TokenName, e.Address, e.Action, e.Target, strings.Join(detail, " ")})
 			}
 			return table(a.stdout, rows)
-		},
+		}),
 	}
 	cmd.Flags().StringVar(&q.Org, "org", "", orgUsage)
 	cmd.Flags().BoolVar(&q.All, "all", false, "of every organisation (the server's operator only)")
@@ -224,11 +200,7 @@ func (a *app) gcCommand() *cobra.Command {
 		Long: `Remove versions, snapshots and files that nothing refers to. A version stays while it is
 current or the newest, has a tag or a sandbox, or is one of the newest ready ones ([gc]
 keep in the configuration). The server does this by itself from time to time.`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, _ []string) error {
 			report, err := c.CollectGarbage(cmd.Context(), dryRun)
 			if err != nil {
 				return err
@@ -255,7 +227,7 @@ keep in the configuration). The server does this by itself from time to time.`,
 			}
 			fmt.Fprintf(a.stdout, "%d items, %s %s\n", len(report.Items), mib(report.Bytes), what)
 			return nil
-		},
+		}),
 	}
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only say what would be removed")
 	return cmd

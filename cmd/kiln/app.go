@@ -131,6 +131,17 @@ func (a *app) client() (*client.Client, error) {
 	return client.New(client.Options{Server: url, Token: token})
 }
 
+// withClient makes the function of a command out of one that talks to the server.
+func (a *app) withClient(run func(cmd *cobra.Command, c *client.Client, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		return run(cmd, c, args)
+	}
+}
+
 func (a *app) server() (string, error) {
 	if url := a.setting(a.serverURL, "KILN_SERVER", ""); url != "" {
 		return url, nil

@@ -356,12 +356,9 @@ func (a *app) templatesRebuild() *cobra.Command {
 		Use:   "rebuild NAME",
 		Short: "Build the next version from the same source, unless nothing would change",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			req := api.RebuildRequest{NoCache: noCache, Pull: pull}
+			var err error
 			if req.GitCredentials, err = access.credentials(a); err != nil {
 				return err
 			}
@@ -373,7 +370,7 @@ func (a *app) templatesRebuild() *cobra.Command {
 				return err
 			}
 			return a.queued(cmd.Context(), c, b, !detach)
-		},
+		}),
 	}
 	cmd.Flags().BoolVar(&noCache, "no-cache", false, "run every step again")
 	cmd.Flags().BoolVar(&pull, "pull", false, "ask for newer base images")

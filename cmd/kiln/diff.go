@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+
+	"github.com/kilnvm/kiln/internal/client"
 )
 
 func (a *app) templatesDiff() *cobra.Command {
@@ -12,11 +14,7 @@ func (a *app) templatesDiff() *cobra.Command {
 		Long: `Show how the root filesystem of the second version differs from that of the first: what was
 added, removed or changed, with owners, modes, times, attributes and content. A name without
 a version or tag means the promoted version. Exit code 1 means that there are differences.`,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			diff, err := c.DiffTemplates(cmd.Context(), args[0], args[1])
 			if err != nil {
 				return err
@@ -36,6 +34,6 @@ a version or tag means the promoted version. Exit code 1 means that there are di
 				return silent{exitFailure}
 			}
 			return nil
-		},
+		}),
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/api"
+	"github.com/kilnvm/kiln/internal/client"
 )
 
 // egressFlags say what a sandbox may reach.
@@ -53,17 +54,13 @@ func (a *app) sandboxEgress() *cobra.Command {
 func (a *app) egressShow() *cobra.Command {
 	return &cobra.Command{
 		Use: "show ID", Short: "Show what a sandbox may reach", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			p, err := c.Egress(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
 			return a.printEgress(p)
-		},
+		}),
 	}
 }
 
@@ -120,11 +117,7 @@ func (a *app) printEgress(p *api.Egress) error {
 func (a *app) sandboxDenials() *cobra.Command {
 	return &cobra.Command{
 		Use: "denials ID", Short: "List what a running sandbox was not allowed to reach, the latest first", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			list, err := c.Denials(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -133,7 +126,7 @@ func (a *app) sandboxDenials() *cobra.Command {
 				return a.printJSON(list)
 			}
 			return printDenials(a.stdout, list)
-		},
+		}),
 	}
 }
 
@@ -154,11 +147,7 @@ func printDenials(w io.Writer, list []kiln.Denial) error {
 func (a *app) sandboxNetwork() *cobra.Command {
 	return &cobra.Command{
 		Use: "network ID", Short: "Show what a running sandbox has sent and received", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			use, err := c.NetworkUse(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -171,6 +160,6 @@ func (a *app) sandboxNetwork() *cobra.Command {
 				{"refused", fmt.Sprintf("%d packets, %d names", use.RefusedPackets, use.RefusedNames)},
 				{"dropped", fmt.Sprintf("%d frames that were not IPv4 from its address", use.DroppedFrames)},
 			})
-		},
+		}),
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/api"
+	"github.com/kilnvm/kiln/internal/client"
 )
 
 // wholeSeconds rounds up; nil for 0, which means "not given".
@@ -89,26 +90,18 @@ func (a *app) listSandboxes(ctx context.Context, f kiln.SandboxFilter) error {
 func (a *app) sandboxPause() *cobra.Command {
 	return &cobra.Command{
 		Use: "pause ID...", Short: "Save sandboxes and give back their CPU and memory; whatever uses one next wakes it", Args: cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			return a.eachSandbox(cmd.Context(), args, "paused", c.PauseSandbox)
-		},
+		}),
 	}
 }
 
 func (a *app) sandboxWake() *cobra.Command {
 	return &cobra.Command{
 		Use: "wake ID...", Aliases: []string{"resume"}, Short: "Let paused sandboxes run again", Args: cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			return a.eachSandbox(cmd.Context(), args, "woke", c.WakeSandbox)
-		},
+		}),
 	}
 }
 

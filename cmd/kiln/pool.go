@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+
+	"github.com/kilnvm/kiln/internal/client"
 )
 
 func (a *app) poolCommand() *cobra.Command {
@@ -15,11 +17,7 @@ func (a *app) poolCommand() *cobra.Command {
 func (a *app) poolList() *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List the warm slots by template, version and size", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, _ []string) error {
 			list, err := c.WarmSlots(cmd.Context())
 			if err != nil {
 				return err
@@ -35,7 +33,7 @@ func (a *app) poolList() *cobra.Command {
 				})
 			}
 			return table(a.stdout, rows)
-		},
+		}),
 	}
 }
 
@@ -46,11 +44,7 @@ func (a *app) poolSet() *cobra.Command {
 		Use: "set TEMPLATE --slots N", Short: "Keep N warm slots of a template's promoted version", Args: cobra.ExactArgs(1),
 		Long: `Keep N warm slots of a template's promoted version, whatever the demand. They are made in
 the background; ` + "`kiln pool list`" + ` shows how far that is. 0 keeps only what recent requests call for.`,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			t, err := c.SetWarmSlots(cmd.Context(), args[0], size, slots)
 			if err != nil {
 				return err
@@ -60,7 +54,7 @@ the background; ` + "`kiln pool list`" + ` shows how far that is. 0 keeps only w
 			}
 			fmt.Fprintf(a.stdout, "%s %s: %d slots\n", args[0], t.Size, t.Slots)
 			return nil
-		},
+		}),
 	}
 	cmd.Flags().StringVar(&size, "size", "", "VM size (default the template's)")
 	cmd.Flags().IntVar(&slots, "slots", 0, "how many")

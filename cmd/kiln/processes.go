@@ -60,11 +60,7 @@ func (a *app) detach(ctx context.Context, c *client.Client, id string, e execFla
 func (a *app) sandboxProcesses() *cobra.Command {
 	return &cobra.Command{
 		Use: "ps ID", Short: "List the commands that run in a sandbox", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			g := c.Guest(args[0])
 			defer g.Close()
 			list, err := g.Processes(cmd.Context())
@@ -79,7 +75,7 @@ func (a *app) sandboxProcesses() *cobra.Command {
 				rows = append(rows, []string{fmt.Sprint(p.PID), p.Dir, oneLine(strings.Join(p.Args, " "))})
 			}
 			return table(a.stdout, rows)
-		},
+		}),
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/api"
+	"github.com/kilnvm/kiln/internal/client"
 )
 
 func (a *app) sandboxCommand() *cobra.Command {
@@ -105,11 +106,7 @@ func (a *app) sandboxCreate() *cobra.Command {
 func (a *app) sandboxStatus() *cobra.Command {
 	return &cobra.Command{
 		Use: "status ID", Aliases: []string{"show", "get"}, Short: "Show one sandbox", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			sb, err := c.GetSandbox(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -118,7 +115,7 @@ func (a *app) sandboxStatus() *cobra.Command {
 				return a.printJSON(sb)
 			}
 			return printSandbox(a.stdout, sb)
-		},
+		}),
 	}
 }
 
@@ -190,11 +187,7 @@ func (a *app) sandboxKeepalive() *cobra.Command {
 func (a *app) sandboxDestroy() *cobra.Command {
 	return &cobra.Command{
 		Use: "destroy ID...", Aliases: []string{"delete", "rm"}, Short: "End sandboxes at once", Args: cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			for _, id := range args {
 				if err := c.DestroySandbox(cmd.Context(), id); err != nil {
 					return err
@@ -202,7 +195,7 @@ func (a *app) sandboxDestroy() *cobra.Command {
 				fmt.Fprintf(a.progress(), "destroyed %s\n", id)
 			}
 			return nil
-		},
+		}),
 	}
 }
 

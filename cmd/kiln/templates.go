@@ -35,11 +35,7 @@ func shownVersion(t api.Template) int {
 func (a *app) templatesShow() *cobra.Command {
 	return &cobra.Command{
 		Use: "show NAME", Short: "Show one template, its versions and where the time of its newest build went", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			t, err := c.GetTemplate(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -48,7 +44,7 @@ func (a *app) templatesShow() *cobra.Command {
 				return a.printJSON(t)
 			}
 			return a.printTemplate(t)
-		},
+		}),
 	}
 }
 
@@ -103,11 +99,7 @@ func (a *app) printTemplate(t *api.TemplateDetail) error {
 func (a *app) templatesDelete() *cobra.Command {
 	return &cobra.Command{
 		Use: "delete NAME...", Aliases: []string{"rm"}, Short: "Delete custom templates; running sandboxes are not touched", Args: cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			for _, name := range args {
 				if err := c.DeleteTemplate(cmd.Context(), name); err != nil {
 					return err
@@ -115,19 +107,15 @@ func (a *app) templatesDelete() *cobra.Command {
 				fmt.Fprintf(a.progress(), "deleted %s\n", name)
 			}
 			return nil
-		},
+		}),
 	}
 }
 
 func (a *app) templatesCancel() *cobra.Command {
 	return &cobra.Command{
 		Use: "cancel NAME|BUILD", Short: "Stop the build of a template", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			b, err := a.findBuild(cmd.Context(), args[0])
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			b, err := findBuild(cmd.Context(), c, args[0])
 			if err != nil {
 				return err
 			}
@@ -136,16 +124,12 @@ func (a *app) templatesCancel() *cobra.Command {
 			}
 			fmt.Fprintf(a.progress(), "cancelled the build of %s version %d\n", b.Name, b.Version)
 			return nil
-		},
+		}),
 	}
 }
 
 // findBuild returns the build with that ID, or the newest one of the template.
-func (a *app) findBuild(ctx context.Context, ref string) (*api.Build, error) {
-	c, err := a.client()
-	if err != nil {
-		return nil, err
-	}
+func findBuild(ctx context.Context, c *client.Client, ref string) (*api.Build, error) {
 	t, err := c.GetTemplate(ctx, ref)
 	if err == nil {
 		return &t.Latest, nil
@@ -164,12 +148,8 @@ func (a *app) templatesLogs() *cobra.Command {
 	var o client.LogOptions
 	cmd := &cobra.Command{
 		Use: "logs NAME|BUILD", Short: "Print the log of a template's newest build", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			b, err := a.findBuild(cmd.Context(), args[0])
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
+			b, err := findBuild(cmd.Context(), c, args[0])
 			if err != nil {
 				return err
 			}
@@ -178,7 +158,7 @@ func (a *app) templatesLogs() *cobra.Command {
 				return err
 			}
 			return buildFailure(end)
-		},
+		}),
 	}
 	cmd.Flags().BoolVarP(&o.Follow, "follow", "f", false, "wait for more until the build has ended; fail if it fails")
 	cmd.Flags().Int64Var(&o.Offset, "offset", 0, "continue after the record that gave this as next (see --progress json)")

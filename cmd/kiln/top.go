@@ -19,11 +19,7 @@ func (a *app) sandboxLogs() *cobra.Command {
 	var follow bool
 	cmd := &cobra.Command{
 		Use: "logs ID", Short: "Print what the guest wrote on its console", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			log, err := c.SandboxLogs(cmd.Context(), args[0], follow)
 			if err != nil {
 				return err
@@ -34,7 +30,7 @@ func (a *app) sandboxLogs() *cobra.Command {
 			}
 			_, err = io.Copy(a.stdout, log)
 			return err
-		},
+		}),
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the sandbox ends")
 	return cmd
@@ -77,13 +73,9 @@ func (a *app) topCommand() *cobra.Command {
 	var interval time.Duration
 	cmd := &cobra.Command{
 		Use: "top", Short: "Show what living sandboxes take from the host, until interrupted", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, _ []string) error {
 			return a.top(cmd.Context(), c, times, max(interval, 100*time.Millisecond))
-		},
+		}),
 	}
 	cmd.Flags().IntVarP(&times, "times", "n", 0, "show it so often and end (default until interrupted)")
 	cmd.Flags().DurationVar(&interval, "interval", time.Second, "time between two looks, over which CPU use is measured")

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/client"
 	"github.com/kilnvm/kiln/internal/guest"
 	"github.com/kilnvm/kiln/internal/source"
 )
@@ -27,15 +28,11 @@ func (a *app) sandboxUpload() *cobra.Command {
 existing folder or ends in '/', LOCAL is put into it. "-" as LOCAL reads standard input.
 Folders need tar in the sandbox.`,
 		Args: cobra.ExactArgs(3),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			g := c.Guest(args[0])
 			defer g.Close()
 			return a.upload(cmd.Context(), g, args[1], args[2])
-		},
+		}),
 	}
 }
 
@@ -208,15 +205,11 @@ func (a *app) sandboxDownload() *cobra.Command {
 existing folder, PATH is put into it. "-" as LOCAL writes to standard output. Folders need
 tar in the sandbox. Nothing is ever written outside LOCAL, whatever the sandbox sends.`,
 		Args: cobra.ExactArgs(3),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			g := c.Guest(args[0])
 			defer g.Close()
 			return a.download(cmd.Context(), g, args[1], args[2])
-		},
+		}),
 	}
 }
 

@@ -95,11 +95,7 @@ func orDash(s string) string {
 func (a *app) templatesVersions() *cobra.Command {
 	return &cobra.Command{
 		Use: "versions NAME", Short: "List the versions of a template, newest first", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			list := []api.TemplateVersion{}
 			for before := 0; ; {
 				page, err := c.ListVersions(cmd.Context(), args[0], before, api.MaxPage)
@@ -128,18 +124,14 @@ func (a *app) templatesVersions() *cobra.Command {
 					v.CreatedAt.Local().Format(time.DateTime), files, v.BuildID})
 			}
 			return table(a.stdout, rows)
-		},
+		}),
 	}
 }
 
 func (a *app) templatesTag() *cobra.Command {
 	return &cobra.Command{
 		Use: "tag NAME[@N] TAG", Short: "Give a version a name, or move it there (default: the current version)", Args: cobra.ExactArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			tag, err := c.SetTag(cmd.Context(), args[0], args[1], 0)
 			if err != nil {
 				return err
@@ -149,18 +141,14 @@ func (a *app) templatesTag() *cobra.Command {
 			}
 			fmt.Fprintf(a.stdout, "%s is version %d\n", args[1], tag.Version)
 			return nil
-		},
+		}),
 	}
 }
 
 func (a *app) templatesUntag() *cobra.Command {
 	return &cobra.Command{
 		Use: "untag NAME TAG...", Short: "Remove tags; the versions stay while anything else refers to them", Args: cobra.MinimumNArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			for _, tag := range args[1:] {
 				if err := c.RemoveTag(cmd.Context(), args[0], tag); err != nil {
 					return err
@@ -168,18 +156,14 @@ func (a *app) templatesUntag() *cobra.Command {
 				fmt.Fprintf(a.progress(), "removed %s\n", tag)
 			}
 			return nil
-		},
+		}),
 	}
 }
 
 func (a *app) templatesTags() *cobra.Command {
 	return &cobra.Command{
 		Use: "tags NAME", Short: "List the tags of a template", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			tags, err := c.ListTags(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -192,7 +176,7 @@ func (a *app) templatesTags() *cobra.Command {
 				rows = append(rows, []string{t.Name, strconv.Itoa(t.Version), t.CreatedAt.Local().Format(time.DateTime)})
 			}
 			return table(a.stdout, rows)
-		},
+		}),
 	}
 }
 
@@ -200,11 +184,7 @@ func (a *app) templatesRollback() *cobra.Command {
 	var to int
 	cmd := &cobra.Command{
 		Use: "rollback NAME", Short: "Start sandboxes from an older version again; running ones keep theirs", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			res, err := c.Rollback(cmd.Context(), args[0], to)
 			if err != nil {
 				return err
@@ -214,7 +194,7 @@ func (a *app) templatesRollback() *cobra.Command {
 			}
 			fmt.Fprintf(a.stdout, "%s: version %d is current, it was version %d\n", res.Name, res.To, res.From)
 			return nil
-		},
+		}),
 	}
 	cmd.Flags().IntVar(&to, "to", 0, "version to make current (default: the newest ready one before the current)")
 	return cmd

@@ -195,7 +195,7 @@ func (m *Manager) bringUp(ctx context.Context, b *box, requested time.Time) erro
 	if err != nil {
 		return err
 	}
-	if err := m.resume(ctx, b, machine); err != nil {
+	if err := machine.Resume(ctx); err != nil {
 		return fmt.Errorf("resume: %w", err)
 	}
 	if err := b.client.ReplaceIdentity(ctx, parentToken, b.identity()); err != nil {

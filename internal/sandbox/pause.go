@@ -107,7 +107,7 @@ func (m *Manager) notPaused(ctx context.Context, b *box, err error) error {
 	b.mu.Unlock()
 	resumed := errors.New("its VM has been ended")
 	if machine != nil {
-		resumed = errors.Join(os.RemoveAll(filepath.Join(b.dir, unsavedName)), m.resume(ctx, b, machine))
+		resumed = errors.Join(os.RemoveAll(filepath.Join(b.dir, unsavedName)), machine.Resume(ctx))
 	}
 	b.endChange(kiln.SandboxRunning, nil)
 	if resumed != nil {

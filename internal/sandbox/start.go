@@ -156,7 +156,7 @@ func (m *Manager) awaken(ctx context.Context, b *box, machine vmm.Machine) error
 	defer cancel()
 	identified := make(chan error, 1)
 	go func() { identified <- b.client.SetIdentity(ctx, b.identity()) }()
-	if err := m.resume(ctx, b, machine); err != nil {
+	if err := machine.Resume(ctx); err != nil {
 		cancel()
 		<-identified
 		return fmt.Errorf("resume: %w", err)
@@ -193,13 +193,6 @@ func (m *Manager) bootCold(ctx context.Context, b *box, requested time.Time) err
 		return fmt.Errorf("identity: %w", err)
 	}
 	return ready.Reach(ctx, b.client, b.plan.spec, m.opts.Ready, kiln.DiscardProgress)
-}
-
-// resume lets a restored machine run. Every guest that goes on from a saved state, whether
-// created, woken or forked, does so here: what must be in force before its next
-// instruction belongs before this.
-func (m *Manager) resume(ctx context.Context, _ *box, machine vmm.Machine) error {
-	return machine.Resume(ctx)
 }
 
 // adopt makes a started machine part of b and watches it. Should it end during the

@@ -80,7 +80,7 @@ func (m *Manager) bringBack(ctx context.Context, b *box) (resumed bool, err erro
 	if err != nil {
 		return false, err
 	}
-	if err := m.resume(ctx, b, machine); err != nil {
+	if err := machine.Resume(ctx); err != nil {
 		return true, fmt.Errorf("resume: %w", err)
 	}
 	if err := b.client.Refresh(ctx, b.snapshot().AccessToken, entropy()); err != nil {
