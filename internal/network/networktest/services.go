@@ -153,7 +153,8 @@ type Sink struct {
 	done   chan struct{}
 	known  map[int]bool // whether a device leads to a slot, by index
 
-	mu     sync.Mutex
+	mu     sync.Mutex // also held while a frame is waited for, which is never long
+	buf    [65536]byte
 	frames []string
 }
 
@@ -179,7 +180,7 @@ func (w *World) sink(t testing.TB, ns netns.NsHandle, device string) *Sink {
 		if s.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
 			return err
 		}
-		if err := unix.SetsockoptTimeval(s.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 100_000}); err != nil {
+		if err := unix.SetsockoptTimeval(s.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 20_000}); err != nil {
 			return err
 		}
 		at := &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL)}
@@ -193,7 +194,7 @@ func (w *World) sink(t testing.TB, ns netns.NsHandle, device string) *Sink {
 		return unix.Bind(s.fd, at)
 	})
 	stop := make(chan struct{})
-	go s.read(stop)
+	go s.listen(stop)
 	t.Cleanup(func() {
 		close(stop)
 		<-s.done
@@ -202,23 +203,34 @@ func (w *World) sink(t testing.TB, ns netns.NsHandle, device string) *Sink {
 	return s
 }
 
-func (s *Sink) read(stop chan struct{}) {
+// listen reads until stop is closed, so that the socket's buffer does not run over.
+func (s *Sink) listen(stop chan struct{}) {
 	defer close(s.done)
-	buf := make([]byte, 65536)
 	for {
-		n, from, err := unix.Recvfrom(s.fd, buf, 0)
 		select {
 		case <-stop:
 			return
 		default:
 		}
+		s.mu.Lock()
+		err := s.read(0)
+		s.mu.Unlock()
 		if err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
 			return
 		}
-		if ll, ok := from.(*unix.SockaddrLinklayer); err == nil && ok && ll.Pkttype != unix.PACKET_OUTGOING && s.counts(ll.Ifindex) {
-			s.note(buf[:n])
-		}
 	}
+}
+
+// read notes the next frame. The lock is held.
+func (s *Sink) read(flags int) error {
+	n, from, err := unix.Recvfrom(s.fd, s.buf[:], flags)
+	if err != nil {
+		return err
+	}
+	if ll, ok := from.(*unix.SockaddrLinklayer); ok && ll.Pkttype != unix.PACKET_OUTGOING && s.counts(ll.Ifindex) {
+		s.note(s.buf[:n])
+	}
+	return nil
 }
 
 // counts reports whether frames on a device are of interest.
@@ -267,15 +279,15 @@ func (s *Sink) note(frame []byte) {
 			}
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.frames = append(s.frames, what)
 }
 
-// Take returns what has arrived since the last call.
+// Take returns what has arrived since the last call, down to the last frame before this one.
 func (s *Sink) Take() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for s.read(unix.MSG_DONTWAIT) == nil {
+	}
 	frames := s.frames
 	s.frames = nil
 	return frames
