@@ -54,26 +54,43 @@ func prepareServer(t *testing.T, build string, prepare func(dir string)) *server
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	prepare(dir)
 	s := &server{t: t, bin: programs(t), dataDir: filepath.Join(dir, "data"), build: build}
+	s.configure()
+	s.makeBase()
 	s.start()
 	t.Cleanup(s.stop)
 	return s
 }
 
-func (s *server) start() {
+func (s *server) configFile() string { return filepath.Join(filepath.Dir(s.dataDir), "kiln.toml") }
+
+func (s *server) configure() {
 	s.t.Helper()
-	config := filepath.Join(filepath.Dir(s.dataDir), "kiln.toml")
 	cache := testkit.CacheDir()
 	text := "[build]\nimages_dir = \"" + filepath.Join(cache, "images") + "\"\n" + s.build +
 		"[vm]\nbundle_dir = \"" + filepath.Join(cache, "bundle") + "\"\n"
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(s.configFile(), []byte(text), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+// baseImage is what nearly every Dockerfile of the tests begins with.
+const baseImage = "debian:bookworm-slim"
+
+// makeBase makes the base image unless the test cache has it, so that no test's deadline
+// has to cover that.
+func (s *server) makeBase() {
+	s.t.Helper()
+	s.must("images", "bootstrap", baseImage, "--config", s.configFile())
+}
+
+func (s *server) start() {
+	s.t.Helper()
 	log, err := os.OpenFile(filepath.Join(filepath.Dir(s.dataDir), "server.log"), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	s.log = log
-	s.cmd = exec.Command(filepath.Join(s.bin, "kiln"), "serve", "--data-dir", s.dataDir, "--listen", "127.0.0.1:0", "--config", config, "--no-catalog-builds")
+	s.cmd = exec.Command(filepath.Join(s.bin, "kiln"), "serve", "--data-dir", s.dataDir, "--listen", "127.0.0.1:0", "--config", s.configFile(), "--no-catalog-builds")
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.cmd.Env = s.env()
 	if err := s.cmd.Start(); err != nil {
