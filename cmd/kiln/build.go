@@ -86,6 +86,7 @@ kiln-template.toml lies beside it; .dockerignore is honoured. --context names an
 func (a *app) templatesBuild() *cobra.Command {
 	var f buildFlags
 	var builtIn string
+	var detach bool
 	cmd := &cobra.Command{
 		Use:   "build NAME DIR | NAME --repo URL | NAME --image IMAGE | --builtin NAME",
 		Short: "Build a template from a folder with a Dockerfile, a git repository or an image, and wait",
@@ -115,12 +116,13 @@ until that is ready the old one serves. Interrupting the command cancels the bui
 				}
 				in.Dir = args[1]
 			}
-			return a.create(cmd.Context(), args[0], in, f, true, true)
+			return a.create(cmd.Context(), args[0], in, f, true, !detach)
 		},
 	}
 	f.add(cmd)
 	a.addProgress(cmd)
 	cmd.Flags().StringVar(&builtIn, "builtin", "", "name of a built-in template")
+	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "return at once")
 	return cmd
 }
 

@@ -1,7 +1,9 @@
 package image
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -97,6 +99,18 @@ func New(opts Options) (*Builder, error) {
 	}}
 	b.daemon, err = newDaemon(opts)
 	return b, err
+}
+
+// Sweep removes what a builder process that was killed left behind.
+func (b *Builder) Sweep(ctx context.Context) error {
+	l, ok := b.daemon.(*local)
+	if !ok {
+		return nil // what another daemon leaves is its own business
+	}
+	if err := builder.Sweep(ctx, l.cfg); err != nil {
+		return fmt.Errorf("leftovers of the builder: %w", err)
+	}
+	return nil
 }
 
 // Close ends the builder process. Builds that still run fail; images that are still

@@ -82,6 +82,9 @@ func startNode(ctx context.Context, opts Options, dir *dataDir, say func(string)
 	if n.images, err = image.New(ImageOptions(cfg)); err != nil {
 		return n, err
 	}
+	if err := n.images.Sweep(ctx); err != nil {
+		return n, err
+	}
 	if n.network, err = newNetwork(ctx, opts, dir, n.store); err != nil {
 		return n, err
 	}

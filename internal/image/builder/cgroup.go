@@ -1,6 +1,8 @@
 package builder
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,8 +12,8 @@ const cgroupRoot = "/sys/fs/cgroup"
 
 // removeCgroups removes the empty control groups that RUN steps of this state folder
 // were in, in the unified hierarchy and in those of version 1. Groups with processes
-// stay, as the kernel refuses to remove them.
-func removeCgroups(cfg Config) {
+// stay, as the kernel refuses to remove them; it reports whether there are any.
+func removeCgroups(cfg Config) (left bool) {
 	roots, _ := filepath.Glob(filepath.Join(cgroupRoot, "*", cfg.cgroup()))
 	for _, root := range append(roots, filepath.Join(cgroupRoot, cfg.cgroup())) {
 		var dirs []string
@@ -22,7 +24,10 @@ func removeCgroups(cfg Config) {
 			return nil
 		})
 		for _, dir := range slices.Backward(dirs) {
-			os.Remove(dir)
+			if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				left = true
+			}
 		}
 	}
+	return left
 }

@@ -66,7 +66,7 @@ func prepareChild(cfg Config) error {
 	if err := isolateMounts(); err != nil {
 		return err
 	}
-	if err := sweep(cfg); err != nil {
+	if err := removeFiles(cfg); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(cfg.tmpDir(), 0o700); err != nil {
@@ -163,8 +163,8 @@ func isolateMounts() error {
 
 const runcStateDir = "/run/runc"
 
-// sweep removes what a child that was killed left in its state folder.
-func sweep(cfg Config) error {
+// removeFiles removes what a child that was killed left in its state folder.
+func removeFiles(cfg Config) error {
 	leftovers, err := filepath.Glob(filepath.Join(cfg.StateDir, "runc-*", "executor", "*"))
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -334,6 +335,30 @@ func lockState(ctx context.Context, dir string) (*os.File, error) {
 			return nil, context.Cause(ctx)
 		}
 	}
+}
+
+// Sweep removes what a child that was killed left in its state folder and among the
+// control groups. [Start] does so too; a server that may start none for a long time calls
+// it. It does nothing while a child uses the folder.
+func Sweep(ctx context.Context, cfg Config) error {
+	lock, err := lockState(ctx, cfg.StateDir)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrBusy) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	// The last processes of a killed child end a moment after it has let go of the lock.
+	deadline := time.Now().Add(lockWait)
+	for removeCgroups(cfg) && time.Now().Before(deadline) {
+		select { // version 1 tells nobody when a group has become empty
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return removeFiles(cfg)
 }
 
 // tail keeps the last lines that the child wrote to its standard error.
