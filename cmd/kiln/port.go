@@ -19,6 +19,7 @@ import (
 
 func (a *app) sandboxPort() *cobra.Command {
 	var listen string
+	var byPath bool
 	cmd := &cobra.Command{
 		Use: "port ID PORT", Short: "Print the URL of a service in a sandbox, or forward a local port to it", Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -41,10 +42,11 @@ func (a *app) sandboxPort() *cobra.Command {
 			if listen != "" {
 				return a.forward(cmd.Context(), listen, server, port)
 			}
-			return a.printPort(server, port)
+			return a.printPort(server, port, byPath)
 		},
 	}
 	cmd.Flags().StringVarP(&listen, "listen", "l", "", "forward this local address, like 127.0.0.1:8080, until interrupted")
+	cmd.Flags().BoolVar(&byPath, "path", false, "print the URL that needs no host name of its own, but a token")
 	return cmd
 }
 
@@ -57,10 +59,13 @@ func portURL(server *url.URL, port *api.Port) string {
 	return u.String()
 }
 
-func (a *app) printPort(server *url.URL, port *api.Port) error {
-	u := portURL(server, port)
+func (a *app) printPort(server *url.URL, port *api.Port, byPath bool) error {
+	u, below := portURL(server, port), server.JoinPath(port.Path).String()
 	if a.json() {
-		return a.printJSON(map[string]any{"port": port.Port, "url": u, "headers": port.Headers})
+		return a.printJSON(map[string]any{"port": port.Port, "url": u, "headers": port.Headers, "path_url": below})
+	}
+	if byPath {
+		u = below
 	}
 	_, err := fmt.Fprintln(a.stdout, u)
 	return err

@@ -20,6 +20,9 @@ type Port struct {
 	Host string `json:"host"`
 	// Headers do the same for clients that cannot choose the host.
 	Headers map[string]string `json:"headers"`
+	// Path does the same for clients that can choose neither; what is below it is the
+	// service's. There the owner's token is needed.
+	Path string `json:"path"`
 }
 
 type (
@@ -48,5 +51,6 @@ func (s *Server) getPort(ctx context.Context, in *portInput) (*portOutput, error
 	return &portOutput{Body: Port{
 		Port: in.Port, Host: fmt.Sprintf("%d-%s.%s", in.Port, in.ID, domain),
 		Headers: map[string]string{"E2b-Sandbox-Id": in.ID, "E2b-Sandbox-Port": fmt.Sprint(in.Port)},
+		Path:    fmt.Sprintf("/v1/sandboxes/%s/ports/%d/", in.ID, in.Port),
 	}}, nil
 }

@@ -1,17 +1,21 @@
 // Package proxy passes requests for sandboxes on to the daemons inside them. A request
 // names its sandbox in one of two ways that E2B's clients use: by the headers
-// [HeaderSandboxID] and [HeaderSandboxPort], or by a host name "<port>-<id>.<domain>".
+// [HeaderSandboxID] and [HeaderSandboxPort], or by a host name "<port>-<id>.<domain>"; or
+// by a path below [PathPrefix], for clients that can choose nothing else.
 //
 // Whoever shows a token of the sandbox's owner is let in with the sandbox's own access
 // token; everybody else must bring that token, or a signature, for the daemon to check.
 // Endpoints that the daemon keeps for its host are never reached through here.
+//
+// Services behind other ports are open to whoever knows the sandbox's ID, but by path: there
+// they share an origin with the API and with each other, so that only the owner's token
+// opens them, and what they answer is confined to its own path.
 package proxy
 
 import (
 	"context"
 	"encoding/json"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httputil"
 	"path"
@@ -64,17 +68,28 @@ func Handler(o Options) http.Handler {
 type handler struct{ Options }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	id, port, named := h.sandboxOf(r)
+	to, named := h.targetOf(r)
 	if !named {
 		h.Next.ServeHTTP(w, r)
 		return
 	}
+	r = to.strip(r)
+	id := to.id
 	switch {
-	case id == "" || port == "":
+	case id == "" || to.port == "":
 		refuse(w, http.StatusBadRequest, id, "headers "+HeaderSandboxID+" and "+HeaderSandboxPort+" go together")
 		return
-	case port == DaemonPort && hostOnly(r.URL.Path):
+	case !isPort(to.port):
+		refuse(w, http.StatusBadRequest, id, "the port is not between 1 and 65535")
+		return
+	case to.port == DaemonPort && hostOnly(r.URL.Path):
 		refuse(w, http.StatusForbidden, id, r.URL.Path+" is reserved for the host")
+		return
+	}
+	who, known := h.caller(r)
+	if to.prefix != "" && !known { // before anything is said about the sandbox
+		w.Header().Set("WWW-Authenticate", "Bearer")
+		refuse(w, http.StatusUnauthorized, id, "services are reached by path with a token: send 'Authorization: Bearer TOKEN', or use the host name")
 		return
 	}
 	org, daemon, err := h.Sandboxes.Lookup(r.Context(), id)
@@ -85,20 +100,19 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadGateway, id, "the sandbox was not found or has ended")
 		return
 	}
-	who, known := h.caller(r)
-	if port != DaemonPort {
-		h.forwardPort(w, r, id, port, daemon, known)
-		return
-	}
-	switch {
-	case !known: // with what they bring themselves
+	switch public := to.prefix == "" && (to.port != DaemonPort || !known); {
+	case public && to.port == DaemonPort: // with what they bring themselves
 		h.forward(w, r, id, daemon.Anonymous())
+	case public:
+		h.forwardPort(w, r, to, daemon, known)
 	case who.OrgID != org: // to whom it does not exist
 		refuse(w, http.StatusBadGateway, id, "the sandbox was not found or has ended")
 	case !who.Allows(scopeOf(r)):
 		refuse(w, http.StatusForbidden, id, "the token lacks the scope "+string(scopeOf(r)))
-	default: // the owner, with the sandbox's access token
+	case to.port == DaemonPort: // the owner, with the sandbox's access token
 		h.forward(w, r, id, daemon.Transport())
+	default:
+		h.forwardPort(w, r, to, daemon, known)
 	}
 }
 
@@ -113,7 +127,8 @@ func (h *handler) caller(r *http.Request) (kiln.Principal, bool) {
 }
 
 func scopeOf(r *http.Request) kiln.Scope {
-	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+	reads := r.Method == http.MethodGet || r.Method == http.MethodHead
+	if reads && r.Header.Get("Upgrade") == "" {
 		return kiln.ScopeSandboxesRead
 	}
 	return kiln.ScopeSandboxesWrite
@@ -143,21 +158,27 @@ func (h *handler) reverse(id string, transport http.RoundTripper) *httputil.Reve
 			if r.Context().Err() == nil {
 				h.Log.DebugContext(r.Context(), "sandbox request", "sandbox", id, "err", err)
 			}
-			refuse(w, http.StatusBadGateway, id, "the sandbox no longer answers")
+			switch kiln.CodeOf(err) {
+			case kiln.CodeExhausted, kiln.CodeLimit, kiln.CodeUnavailable, kiln.CodeTimeout:
+				w.Header().Set("Retry-After", "5")
+				refuse(w, http.StatusServiceUnavailable, id, "the sandbox is paused and cannot be woken at the moment")
+			default:
+				refuse(w, http.StatusBadGateway, id, "the sandbox no longer answers")
+			}
 		},
 	}
 }
 
-// forwardPort passes a request on to a service in the sandbox, which the daemon reaches.
-// Services are public to whoever knows the sandbox's ID, as E2B's are, and check for
-// themselves what they are shown; a Kiln token is for Kiln and is not shown to them.
-func (h *handler) forwardPort(w http.ResponseWriter, r *http.Request, id, port string, daemon *guest.Client, tokenIsOurs bool) {
-	proxy := h.reverse(id, daemon.Anonymous())
+// forwardPort passes a request on to a service in the sandbox, which the daemon reaches. It
+// checks for itself what it is shown; a Kiln token is for Kiln and is not shown to it.
+func (h *handler) forwardPort(w http.ResponseWriter, r *http.Request, to target, daemon *guest.Client, tokenIsOurs bool) {
+	proxy := h.reverse(to.id, daemon.Anonymous())
 	proxy.Rewrite = func(p *httputil.ProxyRequest) {
 		p.Out.URL.Scheme, p.Out.URL.Host = "http", "sandbox"
 		p.Out.Host = p.In.Host
 		p.Out.Header.Del(HeaderSandboxID)
-		p.Out.Header.Set(HeaderSandboxPort, port)
+		p.Out.Header.Set(HeaderSandboxPort, to.port)
+		to.forwarded(p)
 		if tokenIsOurs {
 			p.Out.Header.Del(HeaderToken)
 		}
@@ -165,28 +186,11 @@ func (h *handler) forwardPort(w http.ResponseWriter, r *http.Request, id, port s
 			p.Out.Header.Del("Authorization")
 		}
 	}
+	proxy.ModifyResponse = func(resp *http.Response) error {
+		to.confine(resp, r.Host)
+		return nil
+	}
 	proxy.ServeHTTP(w, r)
-}
-
-// sandboxOf returns which sandbox and port r names, and whether it names one at all.
-func (h *handler) sandboxOf(r *http.Request) (id, port string, named bool) {
-	id, port = r.Header.Get(HeaderSandboxID), r.Header.Get(HeaderSandboxPort)
-	if id != "" || port != "" {
-		return id, port, true
-	}
-	if h.Domain == "" {
-		return "", "", false
-	}
-	host := r.Host
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
-	}
-	label, ok := strings.CutSuffix(strings.ToLower(host), "."+strings.ToLower(h.Domain))
-	if !ok {
-		return "", "", false
-	}
-	port, id, ok = strings.Cut(label, "-")
-	return id, port, ok
 }
 
 // hostOnly reports whether the daemon answers a path to its host only.

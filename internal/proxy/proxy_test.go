@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
+	"strings"
 	"testing"
 
 	"github.com/kilnvm/kiln"
@@ -41,6 +43,11 @@ func (world) Authenticate(_ context.Context, token string) (kiln.Principal, erro
 func start(t *testing.T) *httptest.Server {
 	t.Helper()
 	daemon := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for name, values := range r.URL.Query() { // what the service is to answer
+			w.Header()[name] = values
+		}
+		w.Header().Set("Seen-Prefix", r.Header.Get("X-Forwarded-Prefix"))
+		w.Header().Set("Seen-For", r.Header.Get("X-Forwarded-For"))
 		if port := r.Header.Get(proxy.HeaderSandboxPort); port != "" {
 			fmt.Fprintf(w, "%s ", port)
 		}
@@ -59,6 +66,9 @@ func start(t *testing.T) *httptest.Server {
 	t.Cleanup(s.Close)
 	return s
 }
+
+// below is the path of a service.
+const below = "/v1/sandboxes/ibox/ports/8080"
 
 func TestProxy(t *testing.T) {
 	s := start(t)
@@ -100,6 +110,24 @@ func TestProxy(t *testing.T) {
 		{"other port sees no Kiln token", "/", "", port(header{"X-API-Key": "foreign", "Authorization": "Bearer good"}), 200, "8080 / token= user= leaked="},
 		{"other port sees its own token", "/", "", port(header{"Authorization": "Bearer app"}), 200, "8080 / token= user=Bearer app leaked="},
 		{"other port of an unknown sandbox", "/", "", header{proxy.HeaderSandboxID: "igone", proxy.HeaderSandboxPort: "8080"}, 502, ""},
+		{"no port", "/", "", header{proxy.HeaderSandboxID: "ibox", proxy.HeaderSandboxPort: "70000"}, 400, ""},
+		{"no port in the host name", "/", "web-ibox.box.test", nil, 400, ""},
+		{"by path", below + "/x%2Fy/?q", "", header{"Authorization": "Bearer good"}, 200, "8080 /x/y/ token= user= leaked="},
+		{"by path, the root", below + "/", "", header{"X-API-Key": "good"}, 200, "8080 / token= user= leaked="},
+		{"by path, without the slash", below, "", header{"X-API-Key": "good"}, 200, "api"},
+		{"by path, escaped", "/v1/sandboxes/ibox/%70orts/8080/", "", header{"X-API-Key": "good"}, 200, "api"},
+		{"by path with a reading token", below + "/", "", header{"X-API-Key": "reader"}, 200, "8080 / token= user= leaked="},
+		{"by path, a connection with a reading token", below + "/", "", header{"X-API-Key": "reader", "Connection": "Upgrade", "Upgrade": "websocket"}, 403, ""},
+		{"by path without a token", below + "/", "", nil, 401, ""},
+		{"by path with a wrong token", below + "/", "", header{"X-API-Key": "bad"}, 401, ""},
+		{"by path from another organisation", below + "/", "", header{"X-API-Key": "foreign"}, 502, ""},
+		{"by path, unknown sandbox", "/v1/sandboxes/igone/ports/80/", "", header{"X-API-Key": "good"}, 502, ""},
+		{"by path, unknown sandbox without a token", "/v1/sandboxes/igone/ports/80/", "", nil, 401, ""},
+		{"by path, no port", "/v1/sandboxes/ibox/ports/0/", "", header{"X-API-Key": "good"}, 400, ""},
+		{"by path, the daemon", "/v1/sandboxes/ibox/ports/49983/files", "", header{"X-API-Key": "good"}, 200, "/files token=secret user= leaked="},
+		{"by path, the daemon without a token", "/v1/sandboxes/ibox/ports/49983/files", "", nil, 401, ""},
+		{"by path, init", "/v1/sandboxes/ibox/ports/49983/init", "", header{"X-API-Key": "good"}, 403, ""},
+		{"by path, init, disguised", "/v1/sandboxes/ibox/ports/49983/%69nit/.", "", header{"X-API-Key": "good"}, 403, ""},
 		{"init", "/init", "", box(header{"X-API-Key": "good"}), 403, ""},
 		{"init, disguised", "/x/..//init/", "", box(header{"X-API-Key": "good"}), 403, ""},
 		{"quiesce", "/quiesce", "", box(header{"X-API-Key": "good"}), 403, ""},
@@ -135,5 +163,51 @@ func TestProxy(t *testing.T) {
 				t.Errorf("the body of an error is %s", text)
 			}
 		})
+	}
+}
+
+// What a service answers has no effect on others that share its origin.
+func TestAnswersAreConfined(t *testing.T) {
+	s := start(t)
+	host := strings.TrimPrefix(s.URL, "http://")
+	for _, c := range []struct {
+		name, answer, byPath, byHost string
+	}{
+		{"Set-Cookie", "a=Domain=x; Path=/; Domain=box.test; HttpOnly", "a=Domain=x; Path=" + below + "/; HttpOnly", "a=Domain=x; Path=/; HttpOnly"},
+		{"Set-Cookie", "a=1; path = /app;secure", "a=1; path=" + below + "/app;secure", "a=1; path = /app;secure"},
+		{"Set-Cookie", "a=1", "a=1", "a=1"},
+		{"Location", "/login?to=%2F#x", below + "/login?to=%2F#x", "/login?to=%2F#x"},
+		{"Location", "/a%2Fb", below + "/a%2Fb", "/a%2Fb"},
+		{"Location", "login", "login", "login"},
+		{"Location", below + "/login", below + "/login", below + "/login"},
+		{"Location", "http://" + host + "/x", "http://" + host + below + "/x", "http://" + host + "/x"},
+		{"Location", "https://elsewhere.test/x", "https://elsewhere.test/x", "https://elsewhere.test/x"},
+		{"Location", "//elsewhere.test/x", "//elsewhere.test/x", "//elsewhere.test/x"},
+		{"Clear-Site-Data", `"*"`, "", `"*"`},
+		{"Service-Worker-Allowed", "/", "", "/"},
+		{"Content-Security-Policy", "default-src 'self'", "default-src 'self' | sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts", "default-src 'self'"},
+		{"Seen-Prefix", "", below, ""},
+		{"Seen-For", "", "127.0.0.1", "127.0.0.1"},
+	} {
+		query := "/?" + url.Values{c.name: {c.answer}}.Encode()
+		for how, ask := range map[string]struct{ url, host, want string }{
+			"path": {s.URL + below + query, "", c.byPath}, "host": {s.URL + query, "8080-ibox.box.test", c.byHost},
+		} {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, ask.url, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Host = ask.host
+			req.Header.Set("X-API-Key", "good")
+			req.Header.Set("X-Forwarded-Prefix", "/forged")
+			resp, err := http.DefaultTransport.RoundTrip(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if got := strings.Join(resp.Header[c.name], " | "); got != ask.want {
+				t.Errorf("%s %q by %s: %q, want %q", c.name, c.answer, how, got, ask.want)
+			}
+		}
 	}
 }

@@ -1,11 +1,13 @@
 package sandboxd
 
 import (
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	"strconv"
+	"syscall"
 )
 
 // Requests for another port than the daemon's own name it in this header.
@@ -40,12 +42,19 @@ func (s *Server) forwardTo(port int) http.Handler {
 			p.Out.URL.Scheme, p.Out.URL.Host = "http", net.JoinHostPort("127.0.0.1", number)
 			p.Out.Host = p.In.Host
 			p.Out.Header.Del(portHeader)
+			for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
+				p.Out.Header[name] = p.In.Header[name] // the host's proxy says how the service was reached
+			}
 		},
 		FlushInterval: -1,
 		ErrorLog:      slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 			s.log.Debug("port", "port", port, "err", err)
-			portError(w, http.StatusBadGateway, number, "the sandbox runs, but nothing answers at this port")
+			message := "the service at this port of the sandbox ended the connection without an answer"
+			if errors.Is(err, syscall.ECONNREFUSED) {
+				message = "the sandbox runs, but nothing listens on this port"
+			}
+			portError(w, http.StatusBadGateway, number, message)
 		},
 	}
 }

@@ -34,7 +34,7 @@ func TestPorts(t *testing.T) {
 	}{
 		{open, 200, "/envs port="},
 		{"49983", 401, "token"}, // the daemon itself
-		{"1", 502, "nothing answers"},
+		{"1", 502, "nothing listens"},
 		{"0", 400, "no such port"},
 		{"65536", 400, "no such port"},
 		{"x", 400, "no such port"},
