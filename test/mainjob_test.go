@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/kilnvm/kiln/internal/telemetry/telemetrytest"
 	"github.com/kilnvm/kiln/internal/testkit"
 )
 
@@ -17,7 +18,9 @@ func TestMain(m *testing.M) { testkit.Main(m) }
 // TestMainJob is the promise of the README: a Dockerfile that was not written for Kiln
 // becomes a template, and clones of it run commands.
 func TestMainJob(t *testing.T) {
-	s := newServer(t)
+	traces := telemetrytest.New(t)
+	t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "100") // milliseconds until spans are sent
+	s := newServerWith(t, "[telemetry]\nendpoint = \""+traces.GRPC+"\"\nprotocol = \"grpc\"\n")
 	dir := writeFiles(t, map[string]string{
 		"Dockerfile": `# syntax=docker/dockerfile:1
 ARG RELEASE=bookworm-slim
@@ -139,6 +142,9 @@ ENV FORTY_TWO=42
 			t.Errorf("a file of %d bytes came back as %d bytes, %v", len(content), len(got), err)
 		}
 	})
+
+	t.Run("metrics", func(t *testing.T) { checkMetrics(t, s.in(t), "my-ml") })
+	t.Run("traces", func(t *testing.T) { checkTraces(t, s.in(t), traces, "my-ml") })
 
 	t.Run("versions are compared", func(t *testing.T) {
 		if out := s.must("templates", "diff", "my-ml@1", "my-ml"); out != "" {

@@ -31,7 +31,8 @@ type server struct {
 // images and the boot bundle come from the test cache, so that they are made once.
 func newServer(t *testing.T) *server { return newServerWith(t, "") }
 
-// newServerWith is newServer with more lines in the [build] table of the configuration.
+// newServerWith is newServer with more lines in the [build] table of the configuration, and
+// whole tables behind those.
 func newServerWith(t *testing.T, build string) *server {
 	t.Helper()
 	return prepareServer(t, build, func(string) {})

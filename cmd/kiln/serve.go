@@ -36,7 +36,7 @@ docs/kiln.toml is an annotated configuration file.`,
 			if err := cfg.Validate(); err != nil {
 				return err
 			}
-			return server.Run(cmd.Context(), server.Options{Config: cfg, Version: version, Log: newLogger(a.stderr, cfg.Log)})
+			return server.Run(cmd.Context(), server.Options{Config: cfg, Version: version, Log: newLogger(a.stderr, cfg.Log), LookupEnv: a.lookupEnv})
 		},
 	}
 	cmd.Flags().StringVar(&configFile, "config", "", "configuration file")

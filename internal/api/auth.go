@@ -24,6 +24,8 @@ type caller struct {
 	kiln.Principal
 	address string
 	path    string // of the request
+	// traceparent names the span that the request is part of, if any, as the W3C has it.
+	traceparent string
 }
 
 // callerOf returns the caller that authenticated put into ctx.
@@ -71,7 +73,7 @@ func (s *Server) authenticated(next http.Handler) http.Handler {
 				"an administrator of the organisation makes tokens with `kiln tokens create`"))
 			return
 		}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, caller{who, addressOf(r), r.URL.Path})))
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, caller{who, addressOf(r), r.URL.Path, r.Header.Get("Traceparent")})))
 	})
 }
 

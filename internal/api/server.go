@@ -10,8 +10,10 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/span"
 )
 
 // Options is what a server is made of. Templates, Versions, Diffs, Sandboxes, Auth, Access,
@@ -43,7 +45,12 @@ type Options struct {
 	DefaultTTL time.Duration
 	// Sizes are this server's.
 	Sizes kiln.SizeTable
-	Log   *slog.Logger // nil discards
+	// Metrics answers GET /metrics to the operator; nil means that there are none.
+	Metrics http.Handler
+	// Traces takes the traces of requests, which go on with those that their header
+	// traceparent names; nil records none.
+	Traces trace.TracerProvider
+	Log    *slog.Logger // nil discards
 }
 
 // Server answers /v1, /openapi.json, /healthz and /readyz.
@@ -85,6 +92,9 @@ func New(opts Options) *Server {
 	s.registerFiles()
 	s.registerAccess()
 	s.registerHealth()
+	if opts.Metrics != nil {
+		s.mux.Handle("GET /metrics", s.forOperator(opts.Metrics))
+	}
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, newError(kiln.CodeNotFound, "no such route: "+r.Method+" "+r.URL.Path, "the API is described at /openapi.json"))
 	})
@@ -143,6 +153,17 @@ func (s *Server) recovering(next http.Handler) http.Handler {
 	})
 }
 
+// forOperator passes the operator's requests on and refuses all others.
+func (s *Server) forOperator(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := operatorOnly(r.Context()); err != nil {
+			writeError(w, errorFor(r.Context(), s.log, r.Method+" "+r.URL.Path, err))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 // route is an operation with what huma does not know about it.
 type route struct {
 	huma.Operation
@@ -178,7 +199,9 @@ func register[I, O any](s *Server, rt route, handler func(context.Context, *I) (
 			ctx, cancel = context.WithTimeout(ctx, s.opts.RequestTimeout)
 			defer cancel()
 		}
+		ctx, end := span.Begin(span.WithParent(ctx, callerOf(ctx).traceparent), s.opts.Traces, what, trace.SpanKindServer)
 		out, err := handler(ctx, in)
+		end(err)
 		if err != nil {
 			return nil, errorFor(ctx, s.log, what, err)
 		}

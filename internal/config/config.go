@@ -45,6 +45,9 @@ type Config struct {
 	API     API     `toml:"api"`
 	GC      GC      `toml:"gc"`
 
+	Metrics   Metrics   `toml:"metrics"`
+	Telemetry Telemetry `toml:"telemetry"`
+
 	// Sizes changes the numbers of VM sizes, by name.
 	Sizes map[string]Size `toml:"sizes"`
 }
@@ -213,7 +216,7 @@ func Load(path string) (Config, error) {
 // the key.
 func (c *Config) Validate() error {
 	for _, check := range []func() error{
-		c.checkPaths, c.checkListen, c.checkLog, c.checkStore, c.checkGC, c.checkCatalog, c.checkBuild, c.checkVM, c.checkSizes, c.checkPool, c.checkLimits, c.checkNetwork,
+		c.checkPaths, c.checkListen, c.checkLog, c.checkStore, c.checkGC, c.checkCatalog, c.checkBuild, c.checkVM, c.checkSizes, c.checkPool, c.checkLimits, c.checkNetwork, c.checkTelemetry,
 	} {
 		if err := check(); err != nil {
 			return err
@@ -243,16 +246,18 @@ func (c *Config) checkPaths() error {
 
 const maxDataDir = 48
 
-func (c *Config) checkListen() error {
-	host, port, err := net.SplitHostPort(c.Listen)
+func (c *Config) checkListen() error { return checkAddress("listen", c.Listen) }
+
+func checkAddress(key, address string) error {
+	host, port, err := net.SplitHostPort(address)
 	if err != nil {
-		return invalid("listen", "%q is not HOST:PORT", c.Listen)
+		return invalid(key, "%q is not HOST:PORT", address)
 	}
 	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return invalid("listen", "%q has no valid port", c.Listen)
+		return invalid(key, "%q has no valid port", address)
 	}
 	if strings.ContainsAny(host, "/ ") {
-		return invalid("listen", "%q has no valid host", c.Listen)
+		return invalid(key, "%q has no valid host", address)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/span"
 )
 
 // built is what image and rootfs leave behind together, under the key of the rootfs.
@@ -77,7 +78,11 @@ func (j *job) resolve(ctx context.Context) (k keys, detail string, err error) {
 	if c := j.v.Options.Origin.Capture; c != nil {
 		return j.captureKeys(c, j.v.SourceDigest), "from sandbox " + c.Sandbox, nil
 	}
-	if j.v.BaseImages, err = j.opts.Images.Resolve(ctx, j.src, j.progress); err != nil {
+	err = span.Do(ctx, "base images", func(ctx context.Context) error {
+		j.v.BaseImages, err = j.opts.Images.Resolve(ctx, j.src, j.progress)
+		return err
+	})
+	if err != nil {
 		return keys{}, "", err
 	}
 	return j.keysOf(j.src, j.v.BaseImages), "from " + names(j.v.BaseImages), nil
@@ -115,12 +120,22 @@ func (j *job) buildImage(ctx context.Context) (*kiln.Image, error) {
 	if src.Digest != j.v.SourceDigest {
 		return nil, errors.New("build context: its digest is not the one that was computed when it arrived")
 	}
-	return j.opts.Images.Build(ctx, src, j.v.BaseImages, j.progress)
+	var img *kiln.Image
+	err = span.Do(ctx, "instructions", func(ctx context.Context) error {
+		img, err = j.opts.Images.Build(ctx, src, j.v.BaseImages, j.progress)
+		return err
+	})
+	return img, err
 }
 
 func (j *job) writeRootfs(ctx context.Context, key kiln.Digest, img *kiln.Image) (*built, error) {
 	path := filepath.Join(j.dir, "rootfs.ext4")
-	blob, notes, err := j.opts.Rootfs.Write(ctx, img.Root, path)
+	var blob kiln.Blob
+	var notes []string
+	err := span.Do(ctx, "write", func(ctx context.Context) (err error) {
+		blob, notes, err = j.opts.Rootfs.Write(ctx, img.Root, path)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

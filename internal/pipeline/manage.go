@@ -58,6 +58,7 @@ func (s *Service) Cancel(ctx context.Context, orgID, buildID string) error {
 		return err
 	}
 	if stopped {
+		s.opts.Meter.BuildCancelled()
 		s.forget(buildID)
 		return nil
 	}
@@ -89,6 +90,7 @@ func (s *Service) Delete(ctx context.Context, orgID, ref string) error {
 		s.interrupt(id)
 		s.forget(id)
 	}
+	s.opts.CurrentChanged()
 	return nil
 }
 

@@ -7,6 +7,8 @@ import (
 	"os"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/artifact"
 	"github.com/kilnvm/kiln/internal/source"
@@ -98,8 +100,33 @@ type Options struct {
 	Git git.Options
 	// OpenRoot reads the archive of a captured file system. Required for captures.
 	OpenRoot func(*os.File) (kiln.EntrySource, error)
-	Log      *slog.Logger // nil discards
+	// CurrentChanged is told that a template may have another current version, or none; nil
+	// means that nobody wants to know. It returns at once.
+	CurrentChanged func()
+	Meter          Meter // nil: nobody counts
+	// Traces takes the traces of builds; nil records none. A build goes on with the trace
+	// of the request that asked for it.
+	Traces trace.TracerProvider
+	Log    *slog.Logger // nil discards
 }
+
+// Meter is told how builds go. Its methods return at once and are safe for concurrent use.
+type Meter interface {
+	// StageDone counts a stage that ended well.
+	StageDone(r kiln.StageResult)
+	// BuildReady, BuildCancelled and BuildFailed count builds by their end. A build that is
+	// tried again has not ended. ours says that the failure was not its user's fault.
+	BuildReady()
+	BuildCancelled()
+	BuildFailed(stage kiln.Stage, ours bool)
+}
+
+type noMeter struct{}
+
+func (noMeter) StageDone(kiln.StageResult)   {}
+func (noMeter) BuildReady()                  {}
+func (noMeter) BuildCancelled()              {}
+func (noMeter) BuildFailed(kiln.Stage, bool) {}
 
 func (o Options) withDefaults() (Options, error) {
 	if o.Store == nil || o.Blobs == nil || o.Images == nil || o.Rootfs == nil || o.Snapshots == nil || o.Dir == "" {
@@ -126,6 +153,12 @@ func (o Options) withDefaults() (Options, error) {
 	o.Git.Limits = o.Limits
 	if o.Git.MaxBytes == 0 {
 		o.Git.MaxBytes = o.MaxContextBytes
+	}
+	if o.CurrentChanged == nil {
+		o.CurrentChanged = func() {}
+	}
+	if o.Meter == nil {
+		o.Meter = noMeter{}
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

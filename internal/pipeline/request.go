@@ -12,6 +12,7 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/source"
+	"github.com/kilnvm/kiln/internal/span"
 	"github.com/kilnvm/kiln/internal/store"
 )
 
@@ -124,7 +125,7 @@ func (s *Service) createOrReplace(ctx context.Context, orgID string, req NewTemp
 		CreatedAt: now, UpdatedAt: now,
 	}
 	v.TemplateID = t.ID
-	err := s.enqueue(v, deferred, func(b store.Build, also store.TxFunc) error { return s.opts.Store.CreateTemplate(ctx, t, v, b, also) })
+	err := s.enqueue(ctx, v, deferred, func(b store.Build, also store.TxFunc) error { return s.opts.Store.CreateTemplate(ctx, t, v, b, also) })
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +178,7 @@ func (s *Service) nextVersion(ctx context.Context, t *kiln.Template, v *kiln.Ver
 	if current := s.unchanged(ctx, t, v, src); current != nil {
 		return &Result{Template: t, Version: current, Unchanged: true}, nil
 	}
-	err := s.enqueue(v, deferred, func(b store.Build, also store.TxFunc) error { return s.opts.Store.CreateVersion(ctx, v, b, also) })
+	err := s.enqueue(ctx, v, deferred, func(b store.Build, also store.TxFunc) error { return s.opts.Store.CreateVersion(ctx, v, b, also) })
 	if err != nil {
 		return nil, err
 	}
@@ -202,7 +203,7 @@ func (s *Service) keepBase(ctx context.Context, t *kiln.Template, v *kiln.Versio
 }
 
 // enqueue calls insert with what has to happen in the transaction that stores v.
-func (s *Service) enqueue(v *kiln.Version, deferred bool, insert func(store.Build, store.TxFunc) error) error {
+func (s *Service) enqueue(ctx context.Context, v *kiln.Version, deferred bool, insert func(store.Build, store.TxFunc) error) error {
 	if len(v.Options.Secrets) > 0 {
 		s.mu.Lock()
 		s.secrets[v.BuildID] = maps.Clone(v.Options.Secrets)
@@ -211,7 +212,9 @@ func (s *Service) enqueue(v *kiln.Version, deferred bool, insert func(store.Buil
 	if !deferred {
 		s.logs.feed(v.BuildID)
 	}
-	b := store.Build{Node: s.opts.Node, NeedsSecrets: len(v.Options.Secrets) > 0, Deferred: deferred}
+	b := store.Build{
+		Node: s.opts.Node, NeedsSecrets: len(v.Options.Secrets) > 0, Deferred: deferred, Traceparent: span.Parent(ctx),
+	}
 	if err := insert(b, s.queue.insert(v.BuildID, wanted, 0)); err != nil {
 		s.forget(v.BuildID)
 		return err

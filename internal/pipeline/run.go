@@ -9,8 +9,12 @@ import (
 	"runtime/debug"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/source"
+	"github.com/kilnvm/kiln/internal/span"
 )
 
 // job is one attempt to build one version.
@@ -55,7 +59,12 @@ func (s *Service) run(buildID string) {
 		return
 	}
 	j := &job{Service: s, v: v, attempt: b.Attempts, stage: kiln.StageSource}
-	j.settle(ctx, j.build(ctx, b.NeedsSecrets))
+	traced, end := span.Begin(span.WithParent(ctx, b.Traceparent), s.opts.Traces, "build", trace.SpanKindConsumer,
+		attribute.String("kiln.template", v.TemplateID), attribute.Int("kiln.version", v.Number),
+		attribute.String("kiln.build", buildID), attribute.Int("kiln.attempt", b.Attempts))
+	err = j.build(traced, b.NeedsSecrets)
+	end(err)
+	j.settle(ctx, err)
 }
 
 func (j *job) build(ctx context.Context, needsSecrets bool) (err error) {
@@ -121,16 +130,23 @@ func (j *job) step(ctx context.Context, stage kiln.Stage, limit time.Duration, r
 		defer cancel()
 	}
 	res := kiln.StageResult{Stage: stage}
-	if err := run(stageCtx, &res); err != nil {
+	err := span.Do(stageCtx, string(stage), func(ctx context.Context) error {
+		defer func() {
+			span.Note(ctx, attribute.Bool("kiln.cached", res.Cached), attribute.String("kiln.key", string(res.Key)))
+		}()
+		return run(ctx, &res)
+	})
+	if err != nil {
 		if errors.Is(context.Cause(stageCtx), errDeadline) {
 			return tooLong(stage, limit)
 		}
 		return err
 	}
+	res.Duration = time.Since(begun)
+	j.opts.Meter.StageDone(res)
 	if stage == kiln.StagePromote {
 		return nil // it has stored its result itself, with the promotion
 	}
-	res.Duration = time.Since(begun)
 	return j.finished(ctx, res)
 }
 
@@ -249,6 +265,7 @@ func (j *job) promote(ctx context.Context, res *kiln.StageResult) error {
 	if err := j.opts.Store.Promote(ctx, j.v); err != nil {
 		return err
 	}
+	j.opts.CurrentChanged()
 	j.progress.end(*res, fmt.Sprintf("version %d is ready", j.v.Number))
 	return nil
 }

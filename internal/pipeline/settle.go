@@ -43,6 +43,7 @@ func (j *job) outcome(ctx context.Context, err error) (record func(context.Conte
 	id, log := j.v.BuildID, j.log.With("build", j.v.BuildID, "template", j.v.TemplateID, "stage", j.stage)
 	if err == nil {
 		log.Info("build is ready", "version", j.v.Number)
+		j.opts.Meter.BuildReady()
 		return func(context.Context) error { return nil }, true
 	}
 	if errors.Is(context.Cause(ctx), errShutdown) {
@@ -57,6 +58,11 @@ func (j *job) outcome(ctx context.Context, err error) (record func(context.Conte
 		}, false
 	}
 	log.Info("build failed", "error", err)
+	if errors.Is(context.Cause(ctx), errCancelled) {
+		j.opts.Meter.BuildCancelled()
+	} else {
+		j.opts.Meter.BuildFailed(why.Stage, kiln.CodeOf(err) == kiln.CodeInternal)
+	}
 	return func(ctx context.Context) error { return j.opts.Store.FailBuild(ctx, id, why) }, true
 }
 

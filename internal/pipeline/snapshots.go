@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/span"
 )
 
 // bakes runs the snapshot stage at most once at a time per key, however many ask.
@@ -81,7 +82,7 @@ func (b *bakes) join(ctx context.Context, key kiln.Digest, spec kiln.VMSpec, pro
 	k := b.byID[key]
 	if k == nil {
 		bakeCtx, cancel := context.WithCancelCause(b.ctx)
-		bakeCtx, release := b.opts.Blobs.Hold(bakeCtx)
+		bakeCtx, release := b.opts.Blobs.Hold(span.Under(bakeCtx, ctx))
 		k = &bake{done: make(chan struct{}), cancel: cancel, release: release}
 		b.byID[key] = k
 		b.all.Go(func() { b.run(bakeCtx, k, key, spec, progress) })

@@ -131,7 +131,11 @@ func (s *Service) Rollback(ctx context.Context, orgID, ref string, to int) (*kil
 	if to == 0 {
 		to = r.Version
 	}
-	return s.opts.Store.Rollback(ctx, orgID, r.NameOrID, to)
+	t, was, err := s.opts.Store.Rollback(ctx, orgID, r.NameOrID, to)
+	if err == nil {
+		s.opts.CurrentChanged()
+	}
+	return t, was, err
 }
 
 // find returns a template; a pin in ref is ignored.

@@ -29,6 +29,7 @@ type box struct {
 	// claimed is nil but for a warm slot, and closed when it stops being one.
 	claimed   chan struct{}
 	claimOnce func()
+	traffic   *traffic
 
 	mu      sync.Mutex
 	view    kiln.Sandbox
@@ -49,7 +50,7 @@ type box struct {
 func (m *Manager) newBox(view kiln.Sandbox, p *plan, release func()) *box {
 	b := &box{
 		id: view.ID, dir: m.dir(view.ID), plan: p, view: view, release: release, cancelStart: func(error) {},
-		started: make(chan struct{}), ended: make(chan struct{}),
+		started: make(chan struct{}), ended: make(chan struct{}), traffic: m.traffic,
 	}
 	b.front = guest.NewHTTP(guest.BaseURL, &visitor{m, b})
 	b.front.UseToken(view.AccessToken)

@@ -5,29 +5,45 @@ import (
 	"errors"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/span"
 )
 
 // Create starts a sandbox and returns when it can be used. When it fails, or ctx ends,
 // nothing is left but a row that says so.
 func (m *Manager) Create(ctx context.Context, req CreateRequest) (*kiln.Sandbox, error) {
 	requested := time.Now()
-	p, err := m.plan(ctx, req)
+	var p *plan
+	err := span.Do(ctx, "plan", func(ctx context.Context) (err error) {
+		p, err = m.plan(ctx, req)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	b, ctx, err := m.register(ctx, p, req, requested)
+	var b *box
+	err = span.Do(ctx, "admit", func(context.Context) (err error) {
+		b, ctx, err = m.register(ctx, p, req, requested)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
+	span.Note(ctx, attribute.String("kiln.sandbox", b.id), attribute.String("kiln.template", p.template.ID),
+		attribute.Int("kiln.version", p.version.Number), attribute.String("kiln.size", p.size.Name))
 	err = m.start(ctx, b, requested)
 	close(b.started)
 	if err != nil {
 		told := startError(ctx, b, err)
+		m.opts.Meter.StartFailed(p.template)
 		m.end(b, kiln.SandboxFailed, "did not start: "+err.Error())
 		return nil, told
 	}
 	s := b.snapshot()
+	m.opts.Meter.Started(p.template, s.BootMode, s.BootTime)
+	span.Note(ctx, attribute.String("kiln.path", string(s.BootMode)))
 	m.log.Info("sandbox runs", "sandbox", b.id, "template", s.Template, "version", s.Version,
 		"size", s.Size, "boot_mode", s.BootMode, "boot", s.BootTime)
 	return &s, nil

@@ -9,9 +9,12 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/artifact"
 	"github.com/kilnvm/kiln/internal/ready"
+	"github.com/kilnvm/kiln/internal/span"
 )
 
 // MaxForks bounds how many copies one request makes.
@@ -165,14 +168,19 @@ func (m *Manager) share(ctx context.Context, parent *box, children []fork) error
 
 // startFork makes a copy run.
 func (m *Manager) startFork(ctx context.Context, c fork, requested time.Time) Forked {
-	err := m.bringUp(c.ctx, c.box, requested)
+	err := span.Do(c.ctx, "fork", func(ctx context.Context) error {
+		span.Note(ctx, attribute.String("kiln.sandbox", c.id))
+		return m.bringUp(ctx, c.box, requested)
+	})
 	close(c.started)
 	if err != nil {
 		told := startError(ctx, c.box, err)
+		m.opts.Meter.StartFailed(c.plan.template)
 		m.end(c.box, kiln.SandboxFailed, "did not start: "+err.Error())
 		return Forked{Err: told}
 	}
 	s := c.snapshot()
+	m.opts.Meter.Started(c.plan.template, s.BootMode, s.BootTime)
 	m.log.Info("sandbox runs", "sandbox", c.id, "parent", s.Parent, "boot", s.BootTime)
 	return Forked{Sandbox: &s}
 }
@@ -180,7 +188,7 @@ func (m *Manager) startFork(ctx context.Context, c fork, requested time.Time) Fo
 // bringUp restores a copy and makes it itself. Its daemon still asks for the token of the
 // parent.
 func (m *Manager) bringUp(ctx context.Context, b *box, requested time.Time) error {
-	done, err := m.admission.begin(ctx)
+	done, err := m.turn(ctx)
 	if err != nil {
 		return err
 	}
@@ -195,10 +203,11 @@ func (m *Manager) bringUp(ctx context.Context, b *box, requested time.Time) erro
 	if err != nil {
 		return err
 	}
-	if err := machine.Resume(ctx); err != nil {
+	if err := span.Do(ctx, "resume", machine.Resume); err != nil {
 		return fmt.Errorf("resume: %w", err)
 	}
-	if err := b.client.ReplaceIdentity(ctx, parentToken, b.identity()); err != nil {
+	err = span.Do(ctx, "identity", func(ctx context.Context) error { return b.client.ReplaceIdentity(ctx, parentToken, b.identity()) })
+	if err != nil {
 		return fmt.Errorf("identity: %w", err)
 	}
 	b.change(func(s *kiln.Sandbox) { s.BootMode, s.BootTime = kiln.BootSnapshot, time.Since(requested) })

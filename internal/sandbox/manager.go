@@ -12,6 +12,7 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/guest"
+	"github.com/kilnvm/kiln/internal/network"
 )
 
 // Manager owns the sandboxes of one host. It is safe for concurrent use.
@@ -20,6 +21,7 @@ type Manager struct {
 	log       *slog.Logger
 	admission *admission
 	warm      *pool
+	traffic   *traffic
 
 	mu     sync.Mutex
 	closed bool
@@ -39,6 +41,7 @@ func New(opts Options) (*Manager, error) {
 		opts: opts, log: opts.Log,
 		admission: newAdmission(opts.Limits),
 		warm:      newPool(opts.Warm),
+		traffic:   &traffic{seen: map[*network.Slot]kiln.NetworkUse{}, log: opts.Log},
 		living:    map[string]*box{},
 	}, nil
 }

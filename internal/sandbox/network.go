@@ -6,6 +6,7 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/network"
+	"github.com/kilnvm/kiln/internal/span"
 	"github.com/kilnvm/kiln/internal/vmm"
 )
 
@@ -15,7 +16,11 @@ func (m *Manager) connect(ctx context.Context, b *box) error {
 	if m.opts.Network == nil {
 		return nil
 	}
-	slot, err := m.opts.Network.Acquire(ctx, b.id, b.snapshot().Egress)
+	var slot *network.Slot
+	err := span.Do(ctx, "network slot", func(ctx context.Context) (err error) {
+		slot, err = m.opts.Network.Acquire(ctx, b.id, b.snapshot().Egress)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
@@ -40,6 +45,7 @@ func (b *box) disconnect() error {
 	if slot == nil {
 		return nil
 	}
+	b.traffic.leave(slot)
 	if err := slot.Release(); err != nil {
 		return fmt.Errorf("network: %w", err)
 	}

@@ -9,6 +9,8 @@ import (
 	"runtime"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/cgroup"
 	"github.com/kilnvm/kiln/internal/network"
@@ -54,8 +56,35 @@ type Options struct {
 	Groups *cgroup.Tree
 	// Ready bounds the template's own commands in a cold start.
 	Ready ready.Limits
-	Log   *slog.Logger // nil discards
+	Meter Meter // nil: nobody counts
+	// Traces takes the traces that begin here, those of warm slots; nil records none. A start
+	// is part of the trace of whoever asks for it.
+	Traces trace.TracerProvider
+	Log    *slog.Logger // nil discards
 }
+
+// Meter is told what happens to sandboxes. Its methods return at once and are safe for
+// concurrent use.
+type Meter interface {
+	// Started counts a sandbox that runs and how long it took until its daemon answered.
+	Started(t *kiln.Template, path kiln.BootMode, took time.Duration)
+	// StartFailed counts a sandbox that was admitted and did not start.
+	StartFailed(t *kiln.Template)
+	// Refused counts a sandbox that was not admitted.
+	Refused(why error)
+	// Claimed counts a start that could have used a warm slot: whether there was one.
+	Claimed(t *kiln.Template, hit bool)
+	// Command counts a command that somebody asked for in a sandbox.
+	Command()
+}
+
+type noMeter struct{}
+
+func (noMeter) Started(*kiln.Template, kiln.BootMode, time.Duration) {}
+func (noMeter) StartFailed(*kiln.Template)                           {}
+func (noMeter) Refused(error)                                        {}
+func (noMeter) Claimed(*kiln.Template, bool)                         {}
+func (noMeter) Command()                                             {}
 
 // Limits bounds what the manager accepts. A zero field means its default.
 type Limits struct {
@@ -99,6 +128,9 @@ func (o *Options) validate() error {
 func (o *Options) setDefaults() {
 	if o.RequestBake == nil {
 		o.RequestBake = func(*kiln.Version, kiln.Size, error) {}
+	}
+	if o.Meter == nil {
+		o.Meter = noMeter{}
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

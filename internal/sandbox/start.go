@@ -14,6 +14,7 @@ import (
 	"github.com/kilnvm/kiln/internal/orphan"
 	"github.com/kilnvm/kiln/internal/ready"
 	"github.com/kilnvm/kiln/internal/scratch"
+	"github.com/kilnvm/kiln/internal/span"
 	"github.com/kilnvm/kiln/internal/vmm"
 )
 
@@ -26,7 +27,10 @@ func (m *Manager) start(ctx context.Context, b *box, requested time.Time) error 
 	if err := m.startVM(ctx, b, requested); err != nil {
 		return err
 	}
-	if err := ready.Restored(ctx, b.client, b.plan.spec, m.opts.Ready); err != nil {
+	err := span.Do(ctx, "post_restore", func(ctx context.Context) error {
+		return ready.Restored(ctx, b.client, b.plan.spec, m.opts.Ready)
+	})
+	if err != nil {
 		return err
 	}
 	if err := b.run(func() { m.expire(b) }, func() { m.becomeIdle(b) }); err != nil {
@@ -47,7 +51,7 @@ func (m *Manager) startVM(ctx context.Context, b *box, requested time.Time) erro
 			return err
 		}
 	}
-	done, err := m.admission.begin(ctx)
+	done, err := m.turn(ctx)
 	if err != nil {
 		return err
 	}
@@ -62,7 +66,11 @@ func (m *Manager) startVM(ctx context.Context, b *box, requested time.Time) erro
 	if err := m.checkBlobs(ctx, b.plan.spec.Rootfs); err != nil {
 		return fmt.Errorf("template %q version %d: %w", b.plan.template.Name, b.plan.version.Number, err)
 	}
-	snap, err := m.chooseStart(ctx, b)
+	var snap *kiln.Snapshot
+	err = span.Do(ctx, "find snapshot", func(ctx context.Context) error {
+		snap, err = m.chooseStart(ctx, b)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -73,6 +81,15 @@ func (m *Manager) startVM(ctx context.Context, b *box, requested time.Time) erro
 		return m.restore(ctx, b, snap, requested)
 	}
 	return m.bootCold(ctx, b, requested)
+}
+
+// turn waits for a turn to start a VM.
+func (m *Manager) turn(ctx context.Context) (done func(), err error) {
+	err = span.Do(ctx, "wait for a turn", func(ctx context.Context) error {
+		done, err = m.admission.begin(ctx)
+		return err
+	})
+	return done, err
 }
 
 // chooseStart returns the snapshot to start b from, or nil for a cold boot. A path that the
@@ -131,15 +148,9 @@ func (m *Manager) restore(ctx context.Context, b *box, snap *kiln.Snapshot, requ
 	ctx, cancel := context.WithTimeout(ctx, m.opts.Limits.RestoreTimeout)
 	defer cancel()
 
-	if err := artifact.CopySparse(ctx, scratchIn(b.dir), m.opts.Blobs.Path(snap.Scratch.Digest)); err != nil {
-		return fmt.Errorf("scratch disk: %w", err)
-	}
-	machine, err := m.opts.Driver.Restore(ctx, m.config(b), vmm.State{
-		Memory: m.opts.Blobs.Path(snap.Memory.Digest),
-		State:  m.opts.Blobs.Path(snap.VMState.Digest),
-	})
+	machine, err := m.clone(ctx, b, snap)
 	if err != nil {
-		return fmt.Errorf("restore: %w", err)
+		return err
 	}
 	m.adopt(b, machine)
 	if err := m.awaken(ctx, b, machine); err != nil {
@@ -149,14 +160,39 @@ func (m *Manager) restore(ctx context.Context, b *box, snap *kiln.Snapshot, requ
 	return nil
 }
 
+// clone starts a VM from snap, with a scratch disk of its own. It is paused.
+func (m *Manager) clone(ctx context.Context, b *box, snap *kiln.Snapshot) (machine vmm.Machine, err error) {
+	err = span.Do(ctx, "scratch disk", func(ctx context.Context) error {
+		return artifact.CopySparse(ctx, scratchIn(b.dir), m.opts.Blobs.Path(snap.Scratch.Digest))
+	})
+	if err != nil {
+		return nil, fmt.Errorf("scratch disk: %w", err)
+	}
+	return m.restoreVM(ctx, b, vmm.State{Memory: m.opts.Blobs.Path(snap.Memory.Digest), State: m.opts.Blobs.Path(snap.VMState.Digest)})
+}
+
+// restoreVM starts a VM from a saved state on b's disk. It is paused.
+func (m *Manager) restoreVM(ctx context.Context, b *box, state vmm.State) (machine vmm.Machine, err error) {
+	err = span.Do(ctx, "restore", func(ctx context.Context) error {
+		machine, err = m.opts.Driver.Restore(ctx, m.config(b), state)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("restore: %w", err)
+	}
+	return machine, nil
+}
+
 // awaken lets a paused clone run and become itself. The identity is on its way before the
 // guest runs, so that it finds it there.
 func (m *Manager) awaken(ctx context.Context, b *box, machine vmm.Machine) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	identified := make(chan error, 1)
-	go func() { identified <- b.client.SetIdentity(ctx, b.identity()) }()
-	if err := machine.Resume(ctx); err != nil {
+	go func() {
+		identified <- span.Do(ctx, "identity", func(ctx context.Context) error { return b.client.SetIdentity(ctx, b.identity()) })
+	}()
+	if err := span.Do(ctx, "resume", machine.Resume); err != nil {
 		cancel()
 		<-identified
 		return fmt.Errorf("resume: %w", err)
@@ -177,22 +213,29 @@ func (m *Manager) bootCold(ctx context.Context, b *box, requested time.Time) err
 	}
 	cfg := m.config(b)
 	cfg.Memory = filepath.Join(b.dir, "memory") // so that it can be paused
-	machine, err := m.opts.Driver.Boot(bootCtx, cfg)
+	var machine vmm.Machine
+	err := span.Do(bootCtx, "boot", func(ctx context.Context) (err error) {
+		machine, err = m.opts.Driver.Boot(ctx, cfg)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
 	m.adopt(b, machine)
-	if err := b.client.WaitReady(bootCtx); err != nil {
+	if err := span.Do(bootCtx, "daemon", b.client.WaitReady); err != nil {
 		return fmt.Errorf("the guest daemon does not answer: %w", err)
 	}
 	b.change(func(s *kiln.Sandbox) { s.BootMode, s.BootTime = kiln.BootCold, time.Since(requested) })
 	if err := ready.Configure(bootCtx, b.client, b.plan.spec); err != nil {
 		return err
 	}
-	if err := b.client.SetIdentity(bootCtx, b.identity()); err != nil {
+	err = span.Do(bootCtx, "identity", func(ctx context.Context) error { return b.client.SetIdentity(ctx, b.identity()) })
+	if err != nil {
 		return fmt.Errorf("identity: %w", err)
 	}
-	return ready.Reach(ctx, b.client, b.plan.spec, m.opts.Ready, kiln.DiscardProgress)
+	return span.Do(ctx, "ready", func(ctx context.Context) error {
+		return ready.Reach(ctx, b.client, b.plan.spec, m.opts.Ready, kiln.DiscardProgress)
+	})
 }
 
 // adopt makes a started machine part of b and watches it. Should it end during the

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/guestapi/process/processconnect"
 )
 
 // Use wakes a sandbox if it is paused, and counts as use of it, so that it does not become
@@ -50,6 +51,9 @@ type visitor struct {
 
 // RoundTrip implements [http.RoundTripper]. The use ends with the body of the answer.
 func (v *visitor) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Path == processconnect.ProcessStartProcedure {
+		v.manager.opts.Meter.Command()
+	}
 	transport, leave, err := v.manager.use(r.Context(), v.box)
 	if err != nil {
 		if r.Body != nil {

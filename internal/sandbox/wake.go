@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/span"
 	"github.com/kilnvm/kiln/internal/vmm"
 )
 
@@ -38,7 +39,11 @@ func (m *Manager) wake(ctx context.Context, b *box) error {
 	ctx, cancel := context.WithTimeout(ctx, m.opts.Limits.RestoreTimeout)
 	defer cancel()
 	begun := time.Now()
-	resumed, err := m.bringBack(ctx, b)
+	var resumed bool
+	err = span.Do(ctx, "wake", func(ctx context.Context) (err error) {
+		resumed, err = m.bringBack(ctx, b)
+		return err
+	})
 	if err != nil {
 		return m.notWoken(ctx, b, resumed, err)
 	}
@@ -65,7 +70,7 @@ func (m *Manager) bringBack(ctx context.Context, b *box) (resumed bool, err erro
 	if err := b.promise(m.reserve); err != nil {
 		return false, err
 	}
-	done, err := m.admission.begin(ctx)
+	done, err := m.turn(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -80,10 +85,11 @@ func (m *Manager) bringBack(ctx context.Context, b *box) (resumed bool, err erro
 	if err != nil {
 		return false, err
 	}
-	if err := machine.Resume(ctx); err != nil {
+	if err := span.Do(ctx, "resume", machine.Resume); err != nil {
 		return true, fmt.Errorf("resume: %w", err)
 	}
-	if err := b.client.Refresh(ctx, b.snapshot().AccessToken, entropy()); err != nil {
+	err = span.Do(ctx, "identity", func(ctx context.Context) error { return b.client.Refresh(ctx, b.snapshot().AccessToken, entropy()) })
+	if err != nil {
 		return true, fmt.Errorf("clock: %w", err)
 	}
 	return true, m.save(ctx, b) // with the process, should the server die
@@ -94,9 +100,9 @@ func (m *Manager) restoreSaved(ctx context.Context, b *box) (vmm.Machine, error)
 	if err := m.connect(ctx, b); err != nil {
 		return nil, err
 	}
-	machine, err := m.opts.Driver.Restore(ctx, m.config(b), stateIn(filepath.Join(b.dir, savedName)))
+	machine, err := m.restoreVM(ctx, b, stateIn(filepath.Join(b.dir, savedName)))
 	if err != nil {
-		return nil, fmt.Errorf("restore: %w", err)
+		return nil, err
 	}
 	m.adopt(b, machine)
 	return machine, nil

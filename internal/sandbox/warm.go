@@ -9,11 +9,13 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/kilnvm/kiln"
-	"github.com/kilnvm/kiln/internal/artifact"
 	"github.com/kilnvm/kiln/internal/guest"
 	"github.com/kilnvm/kiln/internal/orphan"
-	"github.com/kilnvm/kiln/internal/vmm"
+	"github.com/kilnvm/kiln/internal/span"
 	"github.com/kilnvm/kiln/internal/vmm/idle"
 )
 
@@ -165,9 +167,11 @@ func (m *Manager) claim(p *plan, view kiln.Sandbox) (*box, error) {
 	}
 	leave, err := m.admission.seat(view.OrgID)
 	if err != nil {
+		m.opts.Meter.Refused(err)
 		return nil, err
 	}
 	b := m.warm.claim(p, time.Now())
+	m.opts.Meter.Claimed(p.template, b != nil)
 	if b == nil {
 		leave()
 		return nil, nil
@@ -178,6 +182,11 @@ func (m *Manager) claim(p *plan, view kiln.Sandbox) (*box, error) {
 
 // reserve takes a seat and a promise of memory for a sandbox.
 func (m *Manager) reserve(orgID string, size kiln.Size) (release func(), err error) {
+	defer func() {
+		if err != nil {
+			m.opts.Meter.Refused(err)
+		}
+	}()
 	leave, err := m.admission.seat(orgID)
 	if err != nil {
 		return nil, err
@@ -231,7 +240,11 @@ func (m *Manager) newSlot(ctx context.Context, p *plan) (*box, error) {
 	b.claimOnce = sync.OnceFunc(func() { close(b.claimed) })
 	ctx, cancel := context.WithTimeout(ctx, m.opts.Limits.RestoreTimeout)
 	defer cancel()
-	if err := m.warmUp(ctx, b); err != nil {
+	ctx, end := span.Begin(ctx, m.opts.Traces, "warm slot", trace.SpanKindInternal, attribute.String("kiln.sandbox", b.id),
+		attribute.String("kiln.template", p.template.ID), attribute.Int("kiln.version", p.version.Number), attribute.String("kiln.size", p.size.Name))
+	err = m.warmUp(ctx, b)
+	end(err)
+	if err != nil {
 		m.discard(b)
 		return nil, err
 	}
@@ -241,7 +254,7 @@ func (m *Manager) newSlot(ctx context.Context, p *plan) (*box, error) {
 var errNoSnapshot = errors.New("its golden snapshot is still being made")
 
 func (m *Manager) warmUp(ctx context.Context, b *box) error {
-	done, err := m.admission.begin(ctx)
+	done, err := m.turn(ctx)
 	if err != nil {
 		return err
 	}
@@ -264,14 +277,9 @@ func (m *Manager) warmUp(ctx context.Context, b *box) error {
 	if err := m.connect(ctx, b); err != nil {
 		return err
 	}
-	if err := artifact.CopySparse(ctx, scratchIn(b.dir), m.opts.Blobs.Path(snap.Scratch.Digest)); err != nil {
-		return fmt.Errorf("scratch disk: %w", err)
-	}
-	machine, err := m.opts.Driver.Restore(ctx, m.config(b), vmm.State{
-		Memory: m.opts.Blobs.Path(snap.Memory.Digest), State: m.opts.Blobs.Path(snap.VMState.Digest),
-	})
+	machine, err := m.clone(ctx, b, snap)
 	if err != nil {
-		return fmt.Errorf("restore: %w", err)
+		return err
 	}
 	process, err := orphan.Identify(machine.PID())
 	if err != nil {
@@ -281,10 +289,12 @@ func (m *Manager) warmUp(ctx context.Context, b *box) error {
 	if err := machine.Resume(ctx); err != nil {
 		return fmt.Errorf("resume: %w", err)
 	}
-	if err := rehearse(ctx, b.client); err != nil {
+	err = span.Do(ctx, "rehearse", func(ctx context.Context) error { return rehearse(ctx, b.client) })
+	if err != nil {
 		return fmt.Errorf("the guest daemon: %w", err)
 	}
-	if err := idle.Await(ctx, machine.PID()); err != nil {
+	err = span.Do(ctx, "come to rest", func(ctx context.Context) error { return idle.Await(ctx, machine.PID()) })
+	if err != nil {
 		return err
 	}
 	return machine.Pause(ctx)

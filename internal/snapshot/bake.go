@@ -15,6 +15,7 @@ import (
 	"github.com/kilnvm/kiln/internal/network"
 	"github.com/kilnvm/kiln/internal/ready"
 	"github.com/kilnvm/kiln/internal/scratch"
+	"github.com/kilnvm/kiln/internal/span"
 	"github.com/kilnvm/kiln/internal/vmm"
 )
 
@@ -74,7 +75,7 @@ func (k *bake) step(ctx context.Context, name string, timeout time.Duration, run
 		ctx, cancel = context.WithTimeout(ctx, timeout)
 		defer cancel()
 	}
-	if err := run(ctx); err != nil {
+	if err := span.Do(ctx, name, run); err != nil {
 		var mistake *kiln.BuildError
 		if errors.As(err, &mistake) {
 			return err

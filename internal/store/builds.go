@@ -20,13 +20,15 @@ type Build struct {
 	// Deferred says of a new build that nobody has asked for it yet: it is on no queue
 	// until [Store.StartBuild].
 	Deferred bool
+	// Traceparent names the span of the request for it, "" when there is none.
+	Traceparent string
 }
 
 // Build returns the state of a build.
 func (s *Store) Build(ctx context.Context, id string) (*Build, error) {
 	b := Build{ID: id}
-	err := s.readers.QueryRowContext(ctx, `SELECT node, attempts, cancel_requested, needs_secrets FROM builds WHERE id = ?`, id).
-		Scan(&b.Node, &b.Attempts, &b.Cancel, &b.NeedsSecrets)
+	err := s.readers.QueryRowContext(ctx, `SELECT node, attempts, cancel_requested, needs_secrets, traceparent FROM builds WHERE id = ?`, id).
+		Scan(&b.Node, &b.Attempts, &b.Cancel, &b.NeedsSecrets, &b.Traceparent)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, kiln.Errorf(kiln.CodeNotFound, "build %q does not exist", id)
 	}

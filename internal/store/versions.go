@@ -95,7 +95,9 @@ func insertVersion(ctx context.Context, tx *txn, v *kiln.Version, b Build, also 
 	if err != nil {
 		return fail(err)
 	}
-	if _, err := exec(ctx, tx, `INSERT INTO builds (id, node, needs_secrets, active) VALUES (?, ?, ?, ?)`, v.BuildID, b.Node, b.NeedsSecrets, !b.Deferred); err != nil {
+	_, err = exec(ctx, tx, `INSERT INTO builds (id, node, needs_secrets, active, traceparent) VALUES (?, ?, ?, ?, ?)`,
+		v.BuildID, b.Node, b.NeedsSecrets, !b.Deferred, b.Traceparent)
+	if err != nil {
 		return fail(err)
 	}
 	if also == nil || b.Deferred {

@@ -23,6 +23,7 @@ import (
 	"github.com/kilnvm/kiln/internal/proxy"
 	"github.com/kilnvm/kiln/internal/sandbox"
 	"github.com/kilnvm/kiln/internal/store"
+	"github.com/kilnvm/kiln/internal/telemetry"
 	"github.com/kilnvm/kiln/internal/testkit"
 	"github.com/kilnvm/kiln/internal/vmm/fakevm"
 )
@@ -100,7 +101,7 @@ func newTenants(t *testing.T) *tenants {
 			t.Error(err)
 		}
 	})
-	s := &serving{opts: Options{Config: cfg, Log: log, Version: "test"}, log: log, node: n}
+	s := &serving{opts: Options{Config: cfg, Log: log, Version: "test"}, log: log, node: n, metrics: telemetry.NewMetrics("test")}
 	w := &tenants{node: n, tokens: map[string]string{}, Server: httptest.NewServer(s.handler(n, t.TempDir()))}
 	t.Cleanup(w.Close)
 	for _, name := range []string{"ours", "theirs"} {

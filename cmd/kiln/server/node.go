@@ -47,7 +47,8 @@ type node struct {
 
 // startNode makes the parts in the order in which they need each other. say is told what
 // takes long. When it fails, nothing is left running.
-func startNode(ctx context.Context, opts Options, dir *dataDir, say func(string)) (n *node, err error) {
+func startNode(ctx context.Context, s *serving, say func(string)) (n *node, err error) {
+	opts, dir := s.opts, s.dir
 	n = &node{log: opts.Log}
 	defer func() {
 		if err != nil {
@@ -99,14 +100,15 @@ func startNode(ctx context.Context, opts Options, dir *dataDir, say func(string)
 	if err != nil {
 		return n, err
 	}
-	if n.sandboxes, err = n.newSandboxes(ctx, cfg, dir, driver, bundle, blobs, baker); err != nil {
+	if n.sandboxes, err = n.newSandboxes(ctx, s, driver, bundle, blobs, baker); err != nil {
 		return n, err
 	}
 	n.pipeline, err = pipeline.Start(ctx, pipeline.Options{
 		Store: n.store, Blobs: blobs, Images: n.images, Rootfs: rootfsStage{}, Snapshots: baker, Dir: dir.join("builds"),
 		Parallel: cfg.Build.Parallel, MaxContextBytes: int64(cfg.Build.MaxContextMB) << 20, Sizes: cfg.SizeTable(),
 		Timeouts: stageTimeouts(cfg.Build), Git: git.Options{Hosts: cfg.Build.GitHosts},
-		OpenRoot: func(f *os.File) (kiln.EntrySource, error) { return rootfs.FromTar(f) }, Log: opts.Log,
+		OpenRoot:       func(f *os.File) (kiln.EntrySource, error) { return rootfs.FromTar(f) },
+		CurrentChanged: n.sandboxes.WarmChanged, Meter: s.metrics, Traces: s.traces.Provider(), Log: opts.Log,
 	})
 	if err != nil {
 		return n, err
@@ -177,17 +179,20 @@ func or(value, fallback string) string {
 	return fallback
 }
 
-func (n *node) newSandboxes(ctx context.Context, cfg config.Config, dir *dataDir, driver vmm.Driver, bundle kiln.BootBundle,
+func (n *node) newSandboxes(ctx context.Context, s *serving, driver vmm.Driver, bundle kiln.BootBundle,
 	blobs *artifact.Blobs, baker *snapshot.Baker,
 ) (*sandbox.Manager, error) {
+	cfg := s.opts.Config
 	m, err := sandbox.New(sandbox.Options{
 		Network: n.network,
 		Driver:  driver, Boot: bundle, Store: n.store, Blobs: blobs, SnapshotKey: baker.Key, RequestBake: n.requestBake,
-		Dir:    dir.join("sandboxes"),
+		Dir:    s.dir.join("sandboxes"),
 		Sizes:  cfg.SizeTable(),
 		Limits: sandboxLimits(cfg),
 		Groups: n.groups.sandboxes,
 		Warm:   warmLimits(cfg),
+		Meter:  s.metrics,
+		Traces: s.traces.Provider(),
 		Log:    n.log,
 	})
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/kilnvm/kiln/internal/api"
 	"github.com/kilnvm/kiln/internal/config"
 	"github.com/kilnvm/kiln/internal/proxy"
+	"github.com/kilnvm/kiln/internal/telemetry"
 )
 
 // Options is what Run needs to know.
@@ -22,6 +23,8 @@ type Options struct {
 	Config  config.Config // valid
 	Version string
 	Log     *slog.Logger
+	// LookupEnv finds the standard variables that say where traces go.
+	LookupEnv func(string) (string, bool)
 }
 
 // blobsDir is where blobs are below the data directory.
@@ -49,7 +52,16 @@ func Run(ctx context.Context, opts Options) (err error) {
 		return err
 	}
 	defer listener.Close()
-	s := &serving{opts: opts, log: opts.Log, dir: dir, gate: &gate{version: opts.Version}}
+	s := &serving{opts: opts, log: opts.Log, dir: dir, gate: &gate{version: opts.Version}, metrics: telemetry.NewMetrics(opts.Version)}
+	if s.traces, err = openTraces(ctx, opts); err != nil {
+		return err
+	}
+	defer closeTraces(s.traces, opts)
+	stopMetrics, err := s.serveMetrics(ctx)
+	if err != nil {
+		return err
+	}
+	defer stopMetrics()
 	return s.run(ctx, listener)
 }
 
@@ -69,6 +81,9 @@ type serving struct {
 	dir  *dataDir
 	gate *gate
 	node *node
+
+	metrics *telemetry.Metrics
+	traces  *telemetry.Traces // nil when none are made
 }
 
 func (s *serving) run(ctx context.Context, listener net.Listener) error {
@@ -120,11 +135,12 @@ func reachable(address string) string {
 
 // open makes the node and lets requests through to it.
 func (s *serving) open(ctx context.Context) error {
-	n, err := startNode(ctx, s.opts, s.dir, s.gate.say)
+	n, err := startNode(ctx, s, s.gate.say)
 	if err != nil {
 		return err
 	}
 	s.node = n
+	s.metrics.Watch(n.sandboxes)
 	spool := s.dir.join("uploads")
 	if err := errors.Join(os.RemoveAll(spool), os.MkdirAll(spool, 0o700)); err != nil {
 		return fmt.Errorf("uploads: %w", err)
@@ -141,7 +157,7 @@ func (s *serving) handler(n *node, spool string) http.Handler {
 		Observer: sandboxes{n.sandboxes, n.pipeline}, Networks: networks{n.sandboxes}, Domain: c.Domain, Pool: warmPool{n.sandboxes, n.store}, Auth: n.store, Access: n.store, Garbage: n.garbage,
 		Version: s.opts.Version, SpoolDir: spool, MaxContextBytes: int64(c.Build.MaxContextMB) << 20,
 		RequestTimeout: time.Duration(c.API.RequestTimeout), DefaultTTL: time.Duration(c.Sandbox.DefaultTTL),
-		Sizes: c.SizeTable(), Log: s.log,
+		Sizes: c.SizeTable(), Metrics: s.metrics.Handler(s.log), Traces: s.traces.Provider(), Log: s.log,
 	})
 	return proxy.Handler(proxy.Options{
 		Sandboxes: daemons{n.sandboxes}, Auth: n.store, Domain: or(c.Domain, api.LocalDomain), Next: rest.Handler(), Log: s.log,

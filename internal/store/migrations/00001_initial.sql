@@ -49,6 +49,7 @@ CREATE TABLE builds (
     attempts         BIGINT  NOT NULL DEFAULT 0,
     cancel_requested BOOLEAN NOT NULL DEFAULT FALSE,
     needs_secrets    BOOLEAN NOT NULL DEFAULT FALSE,
+    traceparent      TEXT    NOT NULL DEFAULT '',  -- the span of the request for it
     active           BOOLEAN NOT NULL DEFAULT TRUE -- the version is building, or pending and on the queue
 );
 CREATE INDEX builds_active ON builds (node) WHERE active;

@@ -263,14 +263,14 @@ func testVersionsRoundTrip(t *testing.T, f fixture) {
 	v := version(tmpl.ID)
 	v.Options = kiln.BuildOptions{Dockerfile: "x", Target: "t", Args: map[string]string{"A": "1"}, NoCache: true, Secrets: map[string][]byte{"s": []byte("secret")}}
 	v.Metadata = kiln.Metadata{Description: "new", Env: map[string]string{"E": "1"}, DiskMB: 5, Tags: []string{"t"}}
-	if err := f.CreateVersion(f.ctx, v, store.Build{Node: "n2", NeedsSecrets: true}, nil); err != nil {
+	if err := f.CreateVersion(f.ctx, v, store.Build{Node: "n2", NeedsSecrets: true, Traceparent: "00-1-2-01"}, nil); err != nil {
 		t.Fatal(err)
 	}
 	claimed, b, err := f.ClaimBuild(f.ctx, v.BuildID)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if *b != (store.Build{ID: v.BuildID, Node: "n2", Attempts: 1, NeedsSecrets: true}) {
+	if *b != (store.Build{ID: v.BuildID, Node: "n2", Attempts: 1, NeedsSecrets: true, Traceparent: "00-1-2-01"}) {
 		t.Errorf("build %+v", b)
 	}
 	if claimed.StartedAt.IsZero() || claimed.Options.Secrets != nil {

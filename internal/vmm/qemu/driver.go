@@ -8,6 +8,7 @@ import (
 	"os/exec"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/span"
 	"github.com/kilnvm/kiln/internal/vmm"
 	"github.com/kilnvm/kiln/internal/vmm/tsc"
 )
@@ -105,14 +106,18 @@ func (d *Driver) Restore(ctx context.Context, cfg vmm.Config, s vmm.State) (vmm.
 	if err := checkMemory(s.Memory, cfg.Size); err != nil {
 		return nil, err
 	}
-	m, err := d.launch(ctx, cfg, memory{path: s.Memory}, true)
+	var m *machine
+	err = span.Do(ctx, "spawn VMM", func(ctx context.Context) error {
+		m, err = d.launch(ctx, cfg, memory{path: s.Memory}, true)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	if err := m.qmp.greet(ctx); err != nil {
+	if err := span.Do(ctx, "greet VMM", m.qmp.greet); err != nil {
 		return nil, m.abandon(err)
 	}
-	if err := m.load(ctx, state); err != nil {
+	if err := span.Do(ctx, "load state", func(ctx context.Context) error { return m.load(ctx, state) }); err != nil {
 		err = m.abandon(err)
 		if ctx.Err() == nil {
 			err = fmt.Errorf("%w: %w", vmm.ErrBadState, err)
