@@ -33,8 +33,8 @@ func Overhead(t testing.TB, path string) float64 {
 	return float64(st.Size)/float64(st.Blocks*512) - 1
 }
 
-// chunks returns the digests of the chunks of an image with the bytes in each that are in
-// blocks that are not zeros.
+// chunks returns the digests of the chunks of an image with the bytes that stand in them, in
+// blocks that are not zeros: in all of a chunk that occurs several times.
 func chunks(t testing.TB, path string, size int) map[[sha256.Size]byte]int {
 	t.Helper()
 	f, err := os.Open(path)
@@ -60,7 +60,7 @@ func chunks(t testing.TB, path string, size int) map[[sha256.Size]byte]int {
 			}
 		}
 		if data > 0 {
-			out[sha256.Sum256(buf[:n])] = data
+			out[sha256.Sum256(buf[:n])] += data
 		}
 	}
 }
