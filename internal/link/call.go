@@ -29,12 +29,24 @@ func Call(ctx context.Context, conn net.Conn, request []byte) ([]byte, error) {
 	if len(request) > MaxCall {
 		return nil, ErrCallTooLong
 	}
+	return call(ctx, conn, kindCall, request)
+}
+
+// Attend has the guest wait for the next call without sleeping, for a moment. When it
+// returns nil the guest does. conn must carry no session.
+func Attend(ctx context.Context, conn net.Conn) error {
+	_, err := call(ctx, conn, kindAttend, nil)
+	return err
+}
+
+// call sends a frame with a nonce and a request and returns the reply.
+func call(ctx context.Context, conn net.Conn, kind byte, request []byte) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	var n nonce
 	_, _ = rand.Read(n[:]) // never fails: crypto/rand.Read aborts the program instead
-	again := behindZeros(kindCall, n, request)
+	again := behindZeros(kind, n, request)
 	var reply []byte
 	err := exchange(ctx, conn, again[maxHostFrame:], again, callInterval, func() (err error) {
 		reply, err = readReply(conn, n)
@@ -86,15 +98,32 @@ func readReply(r io.Reader, n nonce) ([]byte, error) {
 // the call only; a reply is at most [MaxCall] long.
 func (l *Listener) HandleCalls(f func(request []byte) (reply []byte)) { l.calls.Store(&f) }
 
-// answer carries out a call, unless it was carried out already, and replies. A guest that
-// handles no calls says nothing.
-func (l *Listener) answer(n nonce, request []byte) error {
-	if n != l.lastCall || l.lastReply == nil {
-		f := l.calls.Load()
-		if f == nil {
-			return nil
+// handler returns what answers calls, or nil.
+func (l *Listener) handler() func([]byte) []byte {
+	if f := l.calls.Load(); f != nil {
+		return *f
+	}
+	return nil
+}
+
+// attend makes the port watchful and tells the host so.
+func (l *Listener) attend(n nonce) error {
+	if p, ok := l.port.(interface{ Attend() error }); ok {
+		if err := p.Attend(); err != nil {
+			return err
 		}
-		reply := (*f)(request)
+	}
+	return l.answer(n, nil, func([]byte) []byte { return nil })
+}
+
+// answer carries out a call by f, unless it was carried out already, and replies. A guest
+// that handles no calls says nothing.
+func (l *Listener) answer(n nonce, request []byte, f func([]byte) []byte) error {
+	if f == nil {
+		return nil
+	}
+	if n != l.lastCall || l.lastReply == nil {
+		reply := f(request)
 		payload := append(append(make([]byte, 0, nonceSize+len(reply)), n[:]...), reply...)
 		l.lastCall, l.lastReply = n, appendFrame(nil, kindReply, n.epoch(), payload)
 	}

@@ -124,3 +124,24 @@ func TestCallEndsWithItsContext(t *testing.T) {
 		t.Errorf("%q, %v", reply, err)
 	}
 }
+
+// An attentive guest answers like any other, calls and sessions alike.
+func TestAttend(t *testing.T) {
+	w := newWire()
+	n := serveCalls(t, w)
+	conn := w.attach(t, -1, -1, false)
+	for range 2 {
+		if err := Attend(testContext(t), conn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n.Load() != 0 {
+		t.Errorf("to attend was carried out as a call, %d times", n.Load())
+	}
+	if reply, err := Call(testContext(t), conn, []byte("x")); err != nil || string(reply) != "re: x" {
+		t.Fatalf("call after that: %q, %v", reply, err)
+	}
+	if got, err := roundTrip(testContext(t), dial(t, conn), []byte("hi")); err != nil || string(got) != "hi" {
+		t.Fatalf("session after that: %q, %v", got, err)
+	}
+}

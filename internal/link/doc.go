@@ -9,7 +9,8 @@
 //
 //	kind    1 byte    1 hello (host to guest), 2 welcome (guest to host), 3 data,
 //	                  4 bye (host to guest: the session has ended),
-//	                  5 call (host to guest), 6 reply (guest to host)
+//	                  5 call (host to guest), 6 reply (guest to host),
+//	                  7 attend (host to guest)
 //	length  2 bytes   of the payload
 //	epoch   8 bytes   the session that the frame belongs to
 //	payload           at most [maxHostPayload] from the host, [maxGuestPayload] from the guest
@@ -37,6 +38,12 @@
 // that was at rest when it was captured has read all that came before; when no reply
 // comes it is repeated behind zeros, like hello. A guest carries out a call with the nonce
 // of the last one only once. There are no calls while the host has a session.
+//
+// Attend is a call without a request, made right before a capture. After its reply the guest
+// looks for the next frame over and over instead of sleeping until an interrupt tells of
+// it. A clone then has neither to wake from idleness nor to schedule its reader before it
+// reads: a third of all code up to its first reply. A guest that nobody speaks to goes to
+// sleep after half a second.
 //
 // So the bytes of one session are never seen by another, whatever was cut off where.
 // There is no keep-alive, because a VM may be paused for hours.

@@ -14,6 +14,7 @@ const (
 	kindBye     = 4
 	kindCall    = 5
 	kindReply   = 6
+	kindAttend  = 7
 
 	headerSize = 1 + 2 + 8
 	overhead   = headerSize + 1
@@ -87,7 +88,7 @@ func (fr *frameReader) next() (frame, error) {
 		return frame{}, err
 	}
 	length := int(binary.BigEndian.Uint16(h[:2]))
-	if kind > kindReply || length > fr.limit {
+	if kind > kindAttend || length > fr.limit {
 		fr.lost = true
 		return frame{}, errLost
 	}

@@ -114,7 +114,11 @@ func (l *Listener) run(ctx context.Context) error {
 		case f.kind == kindData:
 			l.deliver(f)
 		case f.kind == kindCall && len(f.payload) >= nonceSize:
-			if err := l.answer(nonce(f.payload), f.payload[nonceSize:]); err != nil {
+			if err := l.answer(nonce(f.payload), f.payload[nonceSize:], l.handler()); err != nil {
+				return err
+			}
+		case f.kind == kindAttend && len(f.payload) == nonceSize:
+			if err := l.attend(nonce(f.payload)); err != nil {
 				return err
 			}
 		case f.kind == kindBye && l.isEpoch(f.epoch):

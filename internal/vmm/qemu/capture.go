@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/link"
 	"github.com/kilnvm/kiln/internal/vmm"
 	"github.com/kilnvm/kiln/internal/vmm/idle"
 )
@@ -58,7 +60,22 @@ func (m *machine) calm(ctx context.Context) error {
 	if err := idle.Await(ctx, m.PID()); err != nil {
 		return err
 	}
+	if err := m.attend(ctx); err != nil {
+		return err
+	}
 	return m.qmp.run(ctx, "stop", nil)
+}
+
+// attentive bounds the wait for a guest that is to be attentive.
+const attentive = 5 * time.Second
+
+// attend has the guest look out for the first call to a clone. One that does not is only
+// slower as a clone.
+func (m *machine) attend(ctx context.Context) error {
+	short, cancel := context.WithTimeout(ctx, attentive)
+	defer cancel()
+	_ = link.Attend(short, m.link)
+	return ctx.Err()
 }
 
 // captureClone saves a restored machine as it is: somebody may be working in it, and goes

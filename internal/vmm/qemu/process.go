@@ -25,6 +25,11 @@ const (
 	killDelay = 2 * time.Second
 )
 
+// hugeHeap has glibc ask for huge pages for QEMU's heap: building the machine touches some
+// 1,200 small ones for the first time, one page fault each. Hosts that have no such pages,
+// and other C libraries, ignore it.
+const hugeHeap = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
+
 // launch starts a VMM and has it confined. Its monitor need not answer yet.
 func (d *Driver) launch(ctx context.Context, cfg vmm.Config, mem memory, incoming bool) (*machine, error) {
 	m, err := d.spawn(ctx, cfg, mem, incoming)
@@ -69,7 +74,7 @@ func (d *Driver) spawn(ctx context.Context, cfg vmm.Config, mem memory, incoming
 
 	m := newMachine(cfg, mem, console, link)
 	m.cmd = exec.Command(d.binary, d.arguments(cfg, mem, incoming)...) //nolint:noctx // it outlives the request; Kill ends it
-	m.cmd.Dir = cfg.Dir
+	m.cmd.Dir, m.cmd.Env = cfg.Dir, append(os.Environ(), hugeHeap)
 	m.cmd.ExtraFiles = []*os.File{qmpEnd, linkEnd}
 	if cfg.Network != nil {
 		tap, err := openTap(*cfg.Network)
