@@ -270,6 +270,24 @@ type NetworkUse struct {
 	RefusedNames   uint64 `json:"refused_names"`
 }
 
+// Plus returns what passed in both.
+func (u NetworkUse) Plus(v NetworkUse) NetworkUse {
+	return NetworkUse{
+		SentBytes: u.SentBytes + v.SentBytes, ReceivedBytes: u.ReceivedBytes + v.ReceivedBytes,
+		RefusedPackets: u.RefusedPackets + v.RefusedPackets, DroppedFrames: u.DroppedFrames + v.DroppedFrames,
+		RefusedNames: u.RefusedNames + v.RefusedNames,
+	}
+}
+
+// Minus returns what passed since v, an earlier state of u.
+func (u NetworkUse) Minus(v NetworkUse) NetworkUse {
+	return NetworkUse{
+		SentBytes: u.SentBytes - v.SentBytes, ReceivedBytes: u.ReceivedBytes - v.ReceivedBytes,
+		RefusedPackets: u.RefusedPackets - v.RefusedPackets, DroppedFrames: u.DroppedFrames - v.DroppedFrames,
+		RefusedNames: u.RefusedNames - v.RefusedNames,
+	}
+}
+
 // Denial is something that a sandbox tried to reach and was not allowed to.
 type Denial struct {
 	// Destination is an address, or a name that was not resolved.

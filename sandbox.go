@@ -94,6 +94,9 @@ type Sandbox struct {
 	// Egress is what the sandbox may reach, its template's and the cluster's settings
 	// included. It is empty on a server without a network.
 	Egress EgressPolicy `json:"egress,omitzero"`
+	// Network is what passed until the sandbox was paused last or ended; of one that runs,
+	// whoever asks for it alone is told what has passed by now.
+	Network NetworkUse `json:"network,omitzero"`
 	// AccessToken is what the guest daemon asks for in X-Access-Token.
 	AccessToken string `json:"-"`
 	// Process is the VMM, recorded so that a restarted server can end it.

@@ -116,7 +116,7 @@ func (a *app) printEgress(p *api.Egress) error {
 
 func (a *app) sandboxDenials() *cobra.Command {
 	return &cobra.Command{
-		Use: "denials ID", Short: "List what a running sandbox was not allowed to reach, the latest first", Args: cobra.ExactArgs(1),
+		Use: "denials ID", Short: "List what a living sandbox was not allowed to reach, the latest first", Args: cobra.ExactArgs(1),
 		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			list, err := c.Denials(cmd.Context(), args[0])
 			if err != nil {
@@ -146,7 +146,7 @@ func printDenials(w io.Writer, list []kiln.Denial) error {
 
 func (a *app) sandboxNetwork() *cobra.Command {
 	return &cobra.Command{
-		Use: "network ID", Short: "Show what a running sandbox has sent and received", Args: cobra.ExactArgs(1),
+		Use: "network ID", Short: "Show what a sandbox has sent and received", Args: cobra.ExactArgs(1),
 		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			use, err := c.NetworkUse(cmd.Context(), args[0])
 			if err != nil {

@@ -14,6 +14,7 @@ import (
 type Networks interface {
 	// SetEgress changes what a running sandbox may reach and returns it as it is then.
 	SetEgress(ctx context.Context, orgID, id string, policy kiln.EgressPolicy) (*kiln.Sandbox, error)
+	// NetworkUse returns what passed and was refused until now, or until the sandbox ended.
 	NetworkUse(ctx context.Context, orgID, id string) (kiln.NetworkUse, error)
 	// Denials returns what was refused, the latest first.
 	Denials(ctx context.Context, orgID, id string) ([]kiln.Denial, error)
@@ -83,11 +84,11 @@ func (s *Server) registerEgress() {
 	}}, s.setEgress)
 	register(s, route{Operation: huma.Operation{
 		OperationID: "getNetworkUse", Method: http.MethodGet, Path: "/v1/sandboxes/{id}/network", Tags: tags,
-		Summary: "Show what a running sandbox has sent and received, and how much was refused",
+		Summary: "Show what a sandbox has sent and received, and how much was refused",
 	}}, s.getNetworkUse)
 	register(s, route{Operation: huma.Operation{
 		OperationID: "listDenials", Method: http.MethodGet, Path: "/v1/sandboxes/{id}/denials", Tags: tags,
-		Summary: "List what a running sandbox was not allowed to reach, the latest first",
+		Summary: "List what a living sandbox was not allowed to reach, the latest first",
 	}}, s.listDenials)
 }
 

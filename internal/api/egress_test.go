@@ -77,10 +77,14 @@ func TestEgressRoutes(t *testing.T) {
 	if status, body := ts.do(t, http.MethodGet, path+"/network", "", nil); status != 200 || !strings.Contains(body, `"sent_bytes":7`) {
 		t.Errorf("use: %d %s", status, body)
 	}
+	if status, body := ts.do(t, http.MethodGet, path, "", nil); status != 200 || !strings.Contains(body, `"network":{"sent_bytes":7,`) {
+		t.Errorf("status: %d %s", status, body)
+	}
 	if status, body := ts.do(t, http.MethodGet, path+"/denials", "", nil); status != 200 || strings.TrimSpace(body) != "[]" {
 		t.Errorf("denials: %d %s", status, body)
 	}
-	if status, body := ts.do(t, http.MethodGet, path+"/ports/8080", "", nil); status != 200 || !strings.Contains(body, `"host":"8080-`+sb.ID+`.localhost"`) {
+	if status, body := ts.do(t, http.MethodGet, path+"/ports/8080", "", nil); status != 200 || !strings.Contains(body, `"host":"8080-`+sb.ID+`.localhost"`) ||
+		!strings.Contains(body, `"path":"/v1/sandboxes/`+sb.ID+`/ports/8080/"`) {
 		t.Errorf("port: %d %s", status, body)
 	}
 	for _, port := range []string{"0", "70000", "x"} {

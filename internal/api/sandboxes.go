@@ -198,7 +198,12 @@ func (s *Server) getSandbox(ctx context.Context, in *SandboxID) (*sandboxOutput,
 	if err != nil {
 		return nil, err
 	}
-	return &sandboxOutput{Body: sandboxOf(sb)}, nil
+	out := sandboxOf(sb)
+	// What cannot be counted does not keep anybody from looking at the rest.
+	if use, err := s.opts.Networks.NetworkUse(ctx, orgOf(ctx), in.ID); err == nil {
+		out.Network = use
+	}
+	return &sandboxOutput{Body: out}, nil
 }
 
 func (s *Server) deleteSandbox(ctx context.Context, in *SandboxID) (*struct{}, error) {

@@ -386,8 +386,8 @@ func TestHazard42RulesDoNotGrow(t *testing.T) {
 			}
 		}
 	}
-	if n := pool.Slots(); n > 16 {
-		t.Errorf("%d slots exist, of which none is in use", n)
+	if n := pool.Counts(); n.Used > 1 || n.Free > 16 { // one may be in the making
+		t.Errorf("there are %+v slots, of which none is in use", n)
 	}
 	if err := pool.Close(); err != nil {
 		t.Fatal(err)

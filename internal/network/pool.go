@@ -310,9 +310,15 @@ func (p *Pool) all() []*Slot {
 	return list
 }
 
-// Slots returns how many slots exist.
-func (p *Pool) Slots() int {
+// SlotCounts are the slots of a server.
+type SlotCounts struct {
+	Used, Free int // Free ones are prepared; more are made when they are needed
+	Limit      int // how many the subnet has addresses for
+}
+
+// Counts returns how many slots there are now.
+func (p *Pool) Counts() SlotCounts {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.slots)
+	return SlotCounts{Used: len(p.slots) - len(p.ready), Free: len(p.ready), Limit: p.plan.slots()}
 }

@@ -36,7 +36,8 @@ type box struct {
 	machine vmm.Machine
 	client  *guest.Client
 	slot    *network.Slot // nil without a network
-	release func()        // gives the promised memory back; nil when none is promised
+	ledger  ledger
+	release func() // gives the promised memory back; nil when none is promised
 	expiry  *time.Timer
 	idle    *time.Timer // nil without an idle timeout
 	users   int         // requests and others that use it now

@@ -102,7 +102,7 @@ func (b *box) childView(req ForkRequest, now time.Time) kiln.Sandbox {
 	v.Parent, v.ID = v.ID, kiln.NewSandboxID()
 	v.Status, v.Reason, v.Process, v.BootMode, v.BootTime = kiln.SandboxCreating, "", kiln.Process{}, "", 0
 	v.AccessToken = kiln.NewID("") + kiln.NewID("")
-	v.PausedAt = time.Time{}
+	v.PausedAt, v.Network = time.Time{}, kiln.NetworkUse{}
 	if req.TTL > 0 {
 		v.TTL = req.TTL
 	}

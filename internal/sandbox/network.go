@@ -40,6 +40,9 @@ func (b *box) attach(slot *network.Slot) {
 func (b *box) disconnect() error {
 	b.mu.Lock()
 	slot := b.slot
+	if slot != nil {
+		b.settle(slot)
+	}
 	b.slot = nil
 	b.mu.Unlock()
 	if slot == nil {
@@ -90,22 +93,12 @@ func (m *Manager) SetEgress(ctx context.Context, id string, policy kiln.EgressPo
 	return &s, nil
 }
 
-// NetworkUse returns what a running sandbox has sent and received and what was refused.
-func (m *Manager) NetworkUse(ctx context.Context, id string) (kiln.NetworkUse, error) {
-	_, slot, err := m.slotOf(ctx, id)
-	if err != nil {
-		return kiln.NetworkUse{}, err
+// NetworkSlots returns how many connections to the network there are.
+func (m *Manager) NetworkSlots() network.SlotCounts {
+	if m.opts.Network == nil {
+		return network.SlotCounts{}
 	}
-	return slot.Use()
-}
-
-// Denials returns what a running sandbox was not allowed to reach, the latest first.
-func (m *Manager) Denials(ctx context.Context, id string) ([]kiln.Denial, error) {
-	_, slot, err := m.slotOf(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	return slot.Denials()
+	return m.opts.Network.Counts()
 }
 
 // slotOf returns the slot of a sandbox that has one.

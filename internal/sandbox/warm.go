@@ -297,7 +297,10 @@ func (m *Manager) warmUp(ctx context.Context, b *box) error {
 	if err != nil {
 		return err
 	}
-	return machine.Pause(ctx)
+	if err := machine.Pause(ctx); err != nil {
+		return err
+	}
+	return b.waits()
 }
 
 // rehearse has the clone do what its user will want first: answer and start a command. An
