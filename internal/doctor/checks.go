@@ -156,6 +156,24 @@ func checkSpace(_ context.Context, o Options) Check {
 	return c
 }
 
+func checkNetwork(o Options) []Check {
+	if o.Network == nil {
+		return []Check{{Name: "network", Status: OK, Detail: "switched off: network.enabled in the configuration"}}
+	}
+	var list []Check
+	for _, f := range o.Network() {
+		switch {
+		case f.Err == nil:
+			list = append(list, Check{Name: f.Name, Status: OK, Detail: f.Detail})
+		case f.Minor:
+			list = append(list, failure(f.Name, Warn, f.Err, f.Fix))
+		default:
+			list = append(list, failure(f.Name, Fail, f.Err, f.Fix))
+		}
+	}
+	return list
+}
+
 // existingParent returns dir or its nearest ancestor that exists.
 func existingParent(dir string) string {
 	for {

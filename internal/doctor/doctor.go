@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/network"
 )
 
 // Status is the outcome of a check.
@@ -37,6 +38,9 @@ type Options struct {
 	// Builder is the address of an existing BuildKit or Docker Engine; with one, no
 	// build program is needed on this host.
 	Builder string
+	// Network looks at what sandboxes need to have a network; nil means that they are to
+	// have none.
+	Network func() []network.Finding
 	// Accelerator boots a tiny guest and returns what it proved ("kvm" or "tcg") with
 	// the reason. It must respect its context.
 	Accelerator func(context.Context) (accel, reason string, err error)
@@ -55,7 +59,9 @@ func Run(ctx context.Context, o Options) []Check {
 		checkBootstrap, checkScratch, checkDataDir, checkSpace,
 	}
 	checks := make([]Check, len(probes))
+	var connected []Check
 	var wg sync.WaitGroup
+	wg.Go(func() { connected = checkNetwork(o) })
 	for i, probe := range probes {
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, checkTimeout)
@@ -64,7 +70,7 @@ func Run(ctx context.Context, o Options) []Check {
 		})
 	}
 	wg.Wait()
-	return checks
+	return append(checks, connected...)
 }
 
 // Failed reports whether any check found that Kiln cannot do its job.

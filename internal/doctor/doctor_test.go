@@ -8,12 +8,14 @@ import (
 	"testing"
 
 	"github.com/kilnvm/kiln/internal/doctor"
+	"github.com/kilnvm/kiln/internal/network"
 )
 
 func options(dir string) doctor.Options {
 	return doctor.Options{
 		DataDir:     dir,
 		Accelerator: func(context.Context) (string, string, error) { return "kvm", "", nil },
+		Network:     func() []network.Finding { return network.Examine(network.Settings{}, nil) },
 	}
 }
 
@@ -60,6 +62,14 @@ func TestEveryFailureNamesItsRemedy(t *testing.T) {
 		{"boot probe", func(o *doctor.Options) {
 			o.Accelerator = func(context.Context) (string, string, error) { return "tcg", "no KVM", nil }
 		}, doctor.Warn},
+		{"network subnet", func(o *doctor.Options) {
+			o.Network = func() []network.Finding {
+				return []network.Finding{{Name: "network subnet", Err: errors.New("overlaps"), Fix: "another", Minor: true}}
+			}
+		}, doctor.Warn},
+		{"network settings", func(o *doctor.Options) {
+			o.Network = func() []network.Finding { return network.Examine(network.Settings{Subnet: "nonsense"}, nil) }
+		}, doctor.Fail},
 	} {
 		o := options(t.TempDir())
 		c.break_(&o)

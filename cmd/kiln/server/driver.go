@@ -8,6 +8,7 @@ import (
 
 	"github.com/kilnvm/kiln/internal/config"
 	"github.com/kilnvm/kiln/internal/doctor"
+	"github.com/kilnvm/kiln/internal/network"
 	"github.com/kilnvm/kiln/internal/vmm"
 	"github.com/kilnvm/kiln/internal/vmm/probe"
 	"github.com/kilnvm/kiln/internal/vmm/qemu"
@@ -29,10 +30,14 @@ func newDriver(ctx context.Context, cfg config.Config, log *slog.Logger) (vmm.Dr
 
 // DoctorOptions says what doctor has to look at for a server of this configuration.
 func DoctorOptions(cfg config.Config) doctor.Options {
-	return doctor.Options{
+	o := doctor.Options{
 		DataDir: cfg.DataDir, QEMU: cfg.VM.QEMU, Kernel: cfg.VM.Kernel, Builder: cfg.Build.Address,
 		Accelerator: func(ctx context.Context) (accel, reason string, err error) { return accelerator(ctx, cfg) },
 	}
+	if cfg.Network.Enabled {
+		o.Network = func() []network.Finding { return network.Examine(cfg.Network.Settings(), nil) }
+	}
+	return o
 }
 
 // accelerator decides what VMs run on, and says why. It may boot a tiny guest to find out;
