@@ -50,6 +50,12 @@ func attachTap(n vmm.Network) (*os.File, error) {
 		req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
 	}
+	if err == nil {
+		err = unix.IoctlIfreq(fd, unix.TUNGETIFF, req)
+	}
+	if err == nil && req.Uint16()&unix.IFF_PERSIST == 0 {
+		err = os.ErrNotExist // the kernel has just made one, to which no rules apply
+	}
 	if err != nil {
 		_ = unix.Close(fd)
 		return nil, err

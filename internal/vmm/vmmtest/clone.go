@@ -62,9 +62,16 @@ func (s *suite) captureClone(t *testing.T, ctx context.Context, golden saved) {
 // clone restores a machine and lets it run.
 func (s *suite) clone(t *testing.T, ctx context.Context, from saved, name string) clone {
 	t.Helper()
+	return s.cloneOn(t, ctx, from, name, nil)
+}
+
+// cloneOn is clone with a network.
+func (s *suite) cloneOn(t *testing.T, ctx context.Context, from saved, name string, n *vmm.Network) clone {
+	t.Helper()
 	content, err := os.ReadFile(from.disk)
 	must(t, err)
 	cfg := s.config(t, name)
+	cfg.Network = n
 	must(t, os.WriteFile(cfg.Scratch, content, 0o600))
 	m, err := s.driver.Restore(ctx, cfg, from.State)
 	if err != nil {

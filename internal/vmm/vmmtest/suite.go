@@ -39,6 +39,7 @@ func Run(t *testing.T, driver vmm.Driver) {
 	t.Run("refusals", s.refusals)
 	t.Run("confine", s.confine)
 	t.Run("disk limits", s.diskLimits)
+	t.Run("network", s.network)
 }
 
 func (s *suite) info(t *testing.T) {
