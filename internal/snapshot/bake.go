@@ -123,7 +123,7 @@ func (k *bake) boot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	k.use(machine)
+	k.hold(machine)
 	return untilEnd(ctx, machine, k.client.WaitReady)
 }
 
@@ -139,6 +139,9 @@ func (k *bake) getReady(ctx context.Context) error {
 
 // save makes the files of the snapshot, all of one moment, and ends the VM.
 func (k *bake) save(ctx context.Context) error {
+	if err := untilEnd(ctx, k.machine, k.rehearse); err != nil {
+		return err
+	}
 	if err := untilEnd(ctx, k.machine, k.quiesce); err != nil {
 		return err
 	}
@@ -173,7 +176,7 @@ func (k *bake) tryOut(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
-	k.use(machine)
+	k.hold(machine)
 	if err := machine.Resume(ctx); err != nil {
 		return fmt.Errorf("resume: %w", err)
 	}
@@ -233,8 +236,8 @@ func (k *bake) confine() func(pid int) error {
 
 func (k *bake) group() string { return filepath.Base(k.dir) }
 
-// use makes machine the one that release kills.
-func (k *bake) use(machine vmm.Machine) { k.machine, k.client = machine, guest.Of(machine) }
+// hold makes machine the one that release kills.
+func (k *bake) hold(machine vmm.Machine) { k.machine, k.client = machine, guest.Of(machine) }
 
 // stop ends the present VM.
 func (k *bake) stop() error {

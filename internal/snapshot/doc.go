@@ -1,7 +1,7 @@
 // Package snapshot makes golden snapshots: the saved VM of one template version at one
 // size, from which sandboxes are cloned.
 //
-//	boot ──► configure ──► start_cmd, ready_cmd ──► quiesce ──► pause ──► save ──► try out ──► keep
+//	boot ──► configure ──► start_cmd, ready_cmd ──► rehearse, quiesce ──► pause ──► save ──► try out ──► keep
 //
 // What must hold for a snapshot that is kept:
 //
