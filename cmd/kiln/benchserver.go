@@ -65,7 +65,11 @@ func (a *app) startBenchServer(ctx context.Context, dir string) (stop func() err
 	}
 	defer log.Close()
 	a.dataDir, a.serverURL, a.token = filepath.Join(dir, "data"), "", ""
-	cmd := exec.Command(self, "serve", "--data-dir", a.dataDir, "--listen", "127.0.0.1:0", "--no-catalog-builds") //nolint:noctx // it ends in order, by signal
+	configFile := filepath.Join(dir, "kiln.toml")
+	if err := os.WriteFile(configFile, []byte(benchConfig), 0o600); err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(self, "serve", "--data-dir", a.dataDir, "--config", configFile, "--listen", "127.0.0.1:0", "--no-catalog-builds") //nolint:noctx // it ends in order, by signal
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt from the terminal must not overtake us
 	if err := cmd.Start(); err != nil {
@@ -92,6 +96,16 @@ func (a *app) startBenchServer(ctx context.Context, dir string) (stop func() err
 	}
 	return stop, nil
 }
+
+// benchConfig lets a server keep as many clones as a benchmark asks for: they share most of
+// their memory. Slots are made only where a benchmark sets their number.
+const benchConfig = `[sandbox]
+overcommit = 64.0
+
+[pool]
+max_demand = 0
+max_memory_mb = 1000000
+`
 
 // benchTemplate is the template of a benchmark's own server: a shell and nothing else, so
 // that the figures are Kiln's and no base image has to be fetched.

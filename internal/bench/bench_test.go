@@ -2,6 +2,7 @@ package bench
 
 import (
 	"encoding/json"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -66,5 +67,27 @@ func TestCatalogDocument(t *testing.T) {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the document lacks %q:\n%s", want, out.String())
 		}
+	}
+}
+
+func TestParseStat(t *testing.T) {
+	const line = "4242 (a) (b c) S 17 4242 4242 0 -1 4194560 1 2 3 4 250 50 9 9 20 0 1 0 100 1 1 1"
+	pid, parent, ticks, err := parseStat(line)
+	if err != nil || pid != 4242 || parent != 17 || ticks != 300 {
+		t.Errorf("parseStat: %d, %d, %d, %v", pid, parent, ticks, err)
+	}
+	for _, bad := range []string{"", "1 a S", "1 (a) S 1", "x (a) S 1 1 1 1 1 1 1 1 1 1 1 1"} {
+		if _, _, _, err := parseStat(bad); err == nil {
+			t.Errorf("%q is taken", bad)
+		}
+	}
+}
+
+func TestTreeCPUNamesAMissingServer(t *testing.T) {
+	if _, err := treeCPU(1 << 30); err == nil || !strings.Contains(err.Error(), "not on this host") {
+		t.Errorf("error %v", err)
+	}
+	if _, err := treeCPU(os.Getpid()); err != nil {
+		t.Error(err)
 	}
 }

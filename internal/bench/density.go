@@ -97,6 +97,9 @@ func vmmOf(id string) (string, error) {
 	return "", fmt.Errorf("sandbox %s has no process on this host: run the benchmark beside its server", id)
 }
 
+// ticksPerSecond is USER_HZ, the same on every Linux that Kiln runs on.
+const ticksPerSecond = 100
+
 // hostCPU returns the CPU time that the host has used since it booted (proc(5), "stat").
 func hostCPU() (time.Duration, error) {
 	text, err := os.ReadFile("/proc/stat")
@@ -116,6 +119,5 @@ func hostCPU() (time.Duration, error) {
 		}
 		ticks += n
 	}
-	const perSecond = 100 // USER_HZ, the same on every Linux that Kiln runs on
-	return time.Duration(ticks) * time.Second / perSecond, nil
+	return time.Duration(ticks) * time.Second / ticksPerSecond, nil
 }

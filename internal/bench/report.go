@@ -55,16 +55,19 @@ func (r *Report) ratio(what string, a, b time.Duration, aim float64, atLeast boo
 // WriteTable writes the report for people, as Markdown.
 func (r *Report) WriteTable(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
-	fmt.Fprintf(t, "| %s\t| n\t| min ms\t| p50 ms\t| p99 ms\t| p99/p50\t| p50 / bare QEMU\t|\n|---\t|---\t|---\t|---\t|---\t|---\t|---\t|\n", r.Name)
-	for _, row := range r.Rows {
-		p50, p99 := row.Took.Quantile(50), row.Took.Quantile(99)
-		fmt.Fprintf(t, "| %s\t| %d\t| %.1f\t| %.1f\t| %.1f\t| %.2f\t| %s\t|\n", row.What, len(row.Took),
-			ms(row.Took.Quantile(0)), ms(p50), ms(p99), ratio(p99, p50), orDash(row.Bare))
+	if len(r.Rows) > 0 {
+		fmt.Fprintf(t, "| %s\t| n\t| min ms\t| p50 ms\t| p99 ms\t| p99/p50\t| p50 / bare QEMU\t|\n|---\t|---\t|---\t|---\t|---\t|---\t|---\t|\n", r.Name)
+		for _, row := range r.Rows {
+			p50, p99 := row.Took.Quantile(50), row.Took.Quantile(99)
+			fmt.Fprintf(t, "| %s\t| %d\t| %.1f\t| %.1f\t| %.1f\t| %.2f\t| %s\t|\n", row.What, len(row.Took),
+				ms(row.Took.Quantile(0)), ms(p50), ms(p99), ratio(p99, p50), orDash(row.Bare))
+		}
+		fmt.Fprintln(t)
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(t, "\n| ratio\t| measured\t| aim\t| met\t|\n|---\t|---\t|---\t|---\t|\n")
+	fmt.Fprintf(t, "| ratio\t| measured\t| aim\t| met\t|\n|---\t|---\t|---\t|---\t|\n")
 	for _, x := range r.Ratios {
 		sign, met := "≤", "no"
 		if x.AtLeast {
