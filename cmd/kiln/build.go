@@ -183,11 +183,11 @@ func readsContext(node *parser.Node) bool {
 
 // create sends the context and, if told to, follows the build.
 func (a *app) create(ctx context.Context, name string, in source.Input, f buildFlags, replace, wait bool) error {
-	c, err := a.client()
+	req, err := f.request(a)
 	if err != nil {
 		return err
 	}
-	req, err := f.request(a)
+	c, err := a.client()
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ func defaultNetwork() Network {
 		Enabled: true, Subnet: network.DefaultSubnet, Reserved: network.DefaultReserved(), Prepared: 8,
 		Open: []string{}, Resolvers: []string{},
 		Egress: Egress{
-			Mode: kiln.EgressAllowAll, AllowCIDRs: []string{}, AllowPorts: []int{}, AllowDomains: []string{}, DenyCIDRs: []string{},
+			AllowCIDRs: []string{}, AllowPorts: []int{}, AllowDomains: []string{}, DenyCIDRs: []string{},
 		},
 	}
 }
