@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"path/filepath"
 	"strconv"
 
 	"github.com/kilnvm/kiln"
@@ -51,6 +52,12 @@ func (p *Pool) AcquireNew(ctx context.Context, owner string, policy kiln.EgressP
 	s.lend()
 	return s, s.begin(ctx, owner, policy)
 }
+
+// Settle waits until nothing is being prepared.
+func (p *Pool) Settle() { p.work.Wait() }
+
+// NamespaceGlob matches the files of the namespaces of all slots.
+func (p *Pool) NamespaceGlob() string { return filepath.Join(netnsDir, p.instance.namespaces()+"*") }
 
 // Remove unmakes a slot instead of keeping it.
 func (s *Slot) Remove() error { return s.remove() }

@@ -6,12 +6,16 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/miekg/dns"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/network"
@@ -359,40 +363,148 @@ func TestReconcile(t *testing.T) {
 	}
 }
 
-// The rules of the host do not grow with sandboxes, and nothing is left of them (hazard 42).
+// traces counts what slots leave in the kernel.
+type traces struct {
+	hostRules         string
+	links, namespaces int
+}
+
+func tracesOf(t *testing.T, w *networktest.World, pool *network.Pool) traces {
+	t.Helper()
+	tr := traces{hostRules: w.HostRules(t)}
+	w.In(t, w.Host, func() error {
+		links, err := netlink.LinkList()
+		tr.links = len(links)
+		return err
+	})
+	// Of this pool's number: other servers of the machine have names of their own.
+	names, err := filepath.Glob(pool.NamespaceGlob())
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr.namespaces = len(names)
+	return tr
+}
+
+// The rules of the host do not grow with sandboxes, what there is of slots is used again,
+// and nothing is left of them (hazard 42).
 func TestHazard42RulesDoNotGrow(t *testing.T) {
 	w := networktest.New(t)
 	pool, err := network.New(t.Context(), w.Options(t, network.Settings{Prepared: 4}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := w.HostRules(t)
-	policy := kiln.EgressPolicy{AllowCIDRs: []string{"198.51.100.0/24"}, DenyCIDRs: []string{"198.51.100.7"}}
-	for i := 0; i < testkit.Rounds(60, 500); i += 10 {
+	t.Cleanup(func() { // again, after a failure
+		if err := pool.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	policies := []kiln.EgressPolicy{
+		{AllowCIDRs: []string{"198.51.100.0/24"}, DenyCIDRs: []string{"198.51.100.7"}}, {Mode: kiln.EgressAllowAll}, {AllowDomains: []string{"service.example"}},
+	}
+	var first traces
+	var rules map[string]string // of a namespace, when it was given back first
+	const sandboxes, atOnce = 500, 10
+	for i := 0; i < testkit.Rounds(sandboxes, 10*sandboxes); i += atOnce {
 		var slots []*network.Slot
-		for j := range 10 {
-			slot, err := pool.Acquire(t.Context(), fmt.Sprint("s", i, "-", j), policy)
+		for j := range atOnce {
+			slot, err := pool.Acquire(t.Context(), fmt.Sprint("s", i, "-", j), policies[j%len(policies)])
 			if err != nil {
 				t.Fatal(err)
 			}
 			slots = append(slots, slot)
 		}
-		if during := w.HostRules(t); during != before {
-			t.Fatalf("the host's rules changed:\n%s\nbefore:\n%s", during, before)
-		}
+		now := tracesOf(t, w, pool)
 		for _, s := range slots {
 			if err := s.Release(); err != nil {
 				t.Fatal(err)
 			}
 		}
+		pool.Settle()
+		switch {
+		case i == 10*atOnce: // by now there are as many as there will be
+			first, rules = tracesOf(t, w, pool), map[string]string{}
+			for _, s := range slots {
+				rules[s.Config().Namespace] = rulesOf(t, w, s)
+			}
+		case i > 10*atOnce && now.hostRules != first.hostRules:
+			t.Fatalf("the host's rules changed:\n%s\nbefore:\n%s", now.hostRules, first.hostRules)
+		case i > 10*atOnce && (now.links > first.links || now.namespaces > first.namespaces):
+			t.Fatalf("after %d sandboxes there are %d links and %d namespaces, before %d and %d", i, now.links, now.namespaces, first.links, first.namespaces)
+		}
+		if i > 10*atOnce && i%100 == 0 {
+			for _, s := range slots {
+				if before, known := rules[s.Config().Namespace]; known && rulesOf(t, w, s) != before {
+					t.Fatalf("the rules of a free slot changed:\n%s\nbefore:\n%s", rulesOf(t, w, s), before)
+				}
+			}
+		}
 	}
-	if n := pool.Counts(); n.Used > 1 || n.Free > 16 { // one may be in the making
+	if n := pool.Counts(); n.Used != 0 || n.Free > 16 {
 		t.Errorf("there are %+v slots, of which none is in use", n)
 	}
 	if err := pool.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if after := w.HostRules(t); after != "" {
-		t.Errorf("left behind:\n%s", after)
+	if after := tracesOf(t, w, pool); after.hostRules != "" || after.namespaces != 0 || after.links != 2 { // lo and the way outside
+		t.Errorf("left behind: %+v", after)
+	}
+}
+
+func rulesOf(t *testing.T, w *networktest.World, s *network.Slot) string {
+	t.Helper()
+	ns, err := netns.GetFromPath(s.Config().Namespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	return w.Rules(t, ns)
+}
+
+// The smallest network has addresses for 31 slots, and that is enough for any number of
+// sandboxes, one after the other.
+func TestAddressesDoNotRunOut(t *testing.T) {
+	w := networktest.New(t)
+	pool := w.Pool(t, network.Settings{Prepared: 1, Subnet: "10.64.0.0/20"})
+	limit := pool.Counts().Limit
+	if limit != 31 {
+		t.Fatalf("there are %d slots at most", limit)
+	}
+	var slots []*network.Slot
+	used := map[netip.Addr]bool{}
+	for len(slots) < limit {
+		slot, err := pool.Acquire(t.Context(), fmt.Sprint("s", len(slots)), kiln.EgressPolicy{})
+		if kiln.CodeOf(err) == kiln.CodeExhausted {
+			pool.Settle() // one was being prepared under the last number
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		used[slot.Address()] = true
+		slots = append(slots, slot)
+	}
+	if len(used) != limit {
+		t.Errorf("%d slots have %d addresses", limit, len(used))
+	}
+	if _, err := pool.Acquire(t.Context(), "one too many", kiln.EgressPolicy{}); kiln.CodeOf(err) != kiln.CodeExhausted || !strings.Contains(err.Error(), "31 network slots") {
+		t.Errorf("one too many: %v", err)
+	}
+	for _, s := range slots {
+		if err := s.Release(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range testkit.Rounds(200, 20_000) {
+		slot, err := pool.Acquire(t.Context(), fmt.Sprint("again", i), kiln.EgressPolicy{})
+		if err != nil {
+			t.Fatalf("after %d: %v", i, err)
+		}
+		if !used[slot.Address()] {
+			t.Fatalf("an address that was never handed out: %s", slot.Address())
+		}
+		if err := slot.Release(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
