@@ -173,28 +173,6 @@ ENV FORTY_TWO=42
 	})
 }
 
-// TestKilledServer kills the server with living sandboxes: the next one releases
-// everything and serves the templates that were ready.
-func TestKilledServer(t *testing.T) {
-	s := newServer(t)
-	dir := writeFiles(t, map[string]string{"Dockerfile": "FROM debian:bookworm-slim\n"})
-	s.must("templates", "build", "plain", dir)
-	id := strings.TrimSpace(s.must("sandbox", "create", "-t", "plain"))
-
-	s.kill()
-	s.start()
-
-	if r := s.kiln("sandbox", "exec", id, "--", "true"); r.code == 0 {
-		t.Error("a sandbox of a killed server still answers")
-	}
-	if left, err := os.ReadDir(filepath.Join(s.dataDir, "sandboxes")); err != nil || len(left) > 0 {
-		t.Errorf("left in sandboxes/: %v, %v", left, err)
-	}
-	if got := s.must("sandbox", "run", "-t", "plain", "--", "echo", "back"); got != "back\n" {
-		t.Errorf("after the restart a sandbox printed %q", got)
-	}
-}
-
 func writeFiles(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/guest"
+	"github.com/kilnvm/kiln/internal/testkit"
 )
 
 func TestRealSandbox(t *testing.T) {
@@ -33,20 +34,6 @@ func TestRealSandbox(t *testing.T) {
 		}
 		h.store.snapshots = nil
 	}
-}
-
-// clones returns how many clones a test compares.
-func clones(t *testing.T, def int) int {
-	t.Helper()
-	s := os.Getenv("KILN_TEST_CLONES")
-	if s == "" {
-		return def
-	}
-	n, err := strconv.Atoi(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
 }
 
 // compare runs a command that prints one value per line in n clones, some at once, and
@@ -93,8 +80,42 @@ func (h *vmHost) compare(t *testing.T, n int, command string) {
 
 func TestHazard01RandomStateOfClones(t *testing.T) {
 	h := newVMHost(t, nil)
-	h.compare(t, clones(t, 8), `for i in 1 2 3; do head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; done
+	h.compare(t, testkit.Rounds(8, 1000), `for i in 1 2 3; do head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; done
 cat /proc/sys/kernel/random/boot_id; head -c 16 /dev/random | od -An -tx1`)
+}
+
+// A generator of random numbers that a program seeded before the snapshot gives every clone
+// the same numbers, unless the template's hook seeds it anew.
+func TestHazard02GeneratorsOfPrograms(t *testing.T) {
+	const (
+		program = `mkfifo /run/ask; exec 3<>/run/ask
+awk 'BEGIN { srand() } $1 == "seed" { srand($2); next } { for (i = 0; i < 4; i++) printf "%d ", 1e9 * rand(); print ""; fflush() }' <&3 >/run/said`
+		ask    = "echo next >/run/ask; until test -s /run/said; do sleep 0.05; done; cat /run/said"
+		reseed = "echo seed $(head -c 4 /dev/urandom | od -An -tu4) >/run/ask"
+	)
+	for name, hook := range map[string]string{"without a hook": "", "with one": reseed} {
+		t.Run(name, func(t *testing.T) {
+			h := newVMHost(t, func(v *kiln.Version) {
+				v.Metadata.StartCmd, v.Metadata.ReadyCmd, v.Metadata.PostRestore = program, "test -p /run/ask", hook
+			})
+			seen := map[string]int{}
+			n := testkit.Rounds(2, 100)
+			for range n {
+				s := h.create(t, hello())
+				out := h.run(t, s.ID, ask)
+				if len(strings.Fields(out)) != 4 {
+					t.Fatalf("the program said %q", out)
+				}
+				seen[out]++
+				if err := h.Destroy(t.Context(), s.ID); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if want := map[bool]int{false: 1, true: n}[hook != ""]; len(seen) != want {
+				t.Errorf("%d clones said %d different things, want %d: %v", n, len(seen), want, seen)
+			}
+		})
+	}
 }
 
 func TestHazard04NamesOfClones(t *testing.T) {
@@ -102,7 +123,7 @@ func TestHazard04NamesOfClones(t *testing.T) {
 		// What an image with an SSH server has: keys that were made when it was built.
 		v.Metadata.ReadyCmd = "mkdir -p /etc/ssh && echo golden >/etc/ssh/ssh_host_ed25519_key && echo golden >/etc/ssh/ssh_host_ed25519_key.pub"
 	})
-	h.compare(t, clones(t, 3), `echo machine $(cat /etc/machine-id); echo boot $(cat /proc/sys/kernel/random/boot_id)
+	h.compare(t, testkit.Rounds(3, 100), `echo machine $(cat /etc/machine-id); echo boot $(cat /proc/sys/kernel/random/boot_id)
 echo host $(hostname) && grep -q $(hostname) /etc/hosts && test $(hostname) = $(cat /etc/hostname) || exit 1
 cat /etc/ssh/ssh_host_ed25519_key.pub; md5sum </etc/ssh/ssh_host_ed25519_key`)
 }

@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/kilnvm/kiln"
@@ -120,5 +123,50 @@ func TestHazard42SandboxesLeaveNoNetworks(t *testing.T) {
 		if n := pool.Counts(); n.Free > 8 || n.Used > 1 { // one may be in the making
 			t.Fatalf("after sandbox %d there are %+v slots", i, n)
 		}
+	}
+}
+
+// Clones have the same address and the same neighbour, and no way to confuse each other:
+// all of them use the network at once, and the host tells them apart.
+func TestHazard05ClonesUseTheNetworkAtOnce(t *testing.T) {
+	n := testkit.Rounds(5, 50)
+	w := networktest.New(t)
+	w.TCP(t, networktest.PublicAddr+":80")
+	w.DNS(t, 60).Set("service.example", networktest.PublicAddr)
+	h := newNetworkHost(t, w.Pool(t, network.Settings{Prepared: 2}), nil)
+	said, addresses := make([]string, n), make([]string, n)
+	var made, done sync.WaitGroup
+	made.Add(n)
+	for i := range n {
+		done.Go(func() {
+			s, err := h.Create(t.Context(), hello())
+			made.Done()
+			made.Wait() // until all of them are there
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_, slot, err := h.slotOf(t.Context(), s.ID)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			addresses[i] = slot.Address().String()
+			said[i] = h.says(t, s.ID, fmt.Sprintf("for i in 1 2 3; do echo %s | nc -w 30 service.example 80; done; cat /sys/class/net/eth0/address; ip -4 -o addr show eth0", s.ID))
+			want := strings.Repeat(networktest.Greeting+s.ID+"\n", 3)
+			if got, own, _ := strings.Cut(said[i], want); got != "" || own == "" {
+				t.Errorf("clone %d of %d: got %q, want %q and its addresses", i, n, said[i], want)
+			} else {
+				said[i] = own
+			}
+		})
+	}
+	done.Wait()
+	slices.Sort(addresses)
+	if unique := slices.Compact(slices.Clone(addresses)); len(unique) != n {
+		t.Errorf("the host knows %d clones by %d addresses: %q", n, len(unique), addresses)
+	}
+	if same := slices.Compact(said); len(same) != 1 {
+		t.Errorf("clones see different addresses of their own: %q", same)
 	}
 }

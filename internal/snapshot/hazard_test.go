@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -35,14 +34,7 @@ func TestHazard06OpenConnectionRefusesCapture(t *testing.T) {
 // Memory and disk of a capture agree, though the guest was writing all the time: what a
 // clone reads is what its checksums say, and its file system needs no repair.
 func TestHazard07MemoryAndDiskAgree(t *testing.T) {
-	rounds := 2
-	if s := os.Getenv("KILN_TEST_CAPTURES"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rounds = n
-	}
+	rounds := testkit.Rounds(2, 100)
 	baker, blobs, spec := vmBaker(t)
 	spec.StartCmd = `echo $$ >/run/writer; mkdir -p /data; cd /data; i=0
 while :; do i=$((i+1)); f=file$((i%16)); rm -f $f.sum
