@@ -88,7 +88,11 @@ func (a *app) forward(ctx context.Context, listen string, server *url.URL, port 
 			}
 		},
 	}
-	web := &http.Server{Handler: proxy, ReadHeaderTimeout: 30 * time.Second}
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).EnableFullDuplex() // as a service may begin to answer at once
+		proxy.ServeHTTP(w, r)
+	})
+	web := &http.Server{Handler: handler, ReadHeaderTimeout: 30 * time.Second}
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)

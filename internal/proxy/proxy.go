@@ -73,6 +73,9 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.Next.ServeHTTP(w, r)
 		return
 	}
+	// Else the server would read and close the rest of the request when the answer begins,
+	// under the hands of the transport that passes it on, which then gives up the answer.
+	_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/2 needs none
 	r = to.strip(r)
 	id := to.id
 	switch {

@@ -48,6 +48,22 @@ func start(t *testing.T) *httptest.Server {
 		}
 		w.Header().Set("Seen-Prefix", r.Header.Get("X-Forwarded-Prefix"))
 		w.Header().Set("Seen-For", r.Header.Get("X-Forwarded-For"))
+		if r.URL.Path == "/echo" {
+			if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
+				t.Error(err)
+			}
+			buffer := make([]byte, 100)
+			for { // an answer that begins at once
+				if err := http.NewResponseController(w).Flush(); err != nil {
+					t.Error(err)
+				}
+				n, err := r.Body.Read(buffer)
+				_, _ = w.Write(buffer[:n])
+				if err != nil {
+					return
+				}
+			}
+		}
 		if port := r.Header.Get(proxy.HeaderSandboxPort); port != "" {
 			fmt.Fprintf(w, "%s ", port)
 		}
@@ -209,5 +225,44 @@ func TestAnswersAreConfined(t *testing.T) {
 				t.Errorf("%s %q by %s: %q, want %q", c.name, c.answer, how, got, ask.want)
 			}
 		}
+	}
+}
+
+// An answer may begin before the request has ended, as that of a command does whose input
+// still comes: nothing of the request is lost, and the answer is not cut off.
+func TestAnswersBeforeTheEndOfTheRequest(t *testing.T) {
+	s := start(t)
+	for _, port := range []string{"49983", "8080"} {
+		t.Run(port, func(t *testing.T) {
+			body, feed := io.Pipe()
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL+"/echo", body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set(proxy.HeaderSandboxID, "ibox")
+			req.Header.Set(proxy.HeaderSandboxPort, port)
+			req.Header.Set("Authorization", "Bearer good")
+			go func() {
+				if _, err := io.WriteString(feed, "first "); err != nil {
+					t.Error(err)
+				}
+			}()
+			resp, err := s.Client().Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			first := make([]byte, len("first "))
+			if _, err := io.ReadFull(resp.Body, first); err != nil || string(first) != "first " {
+				t.Fatalf("%q, %v", first, err)
+			}
+			if _, err := io.WriteString(feed, "second"); err != nil {
+				t.Fatal(err)
+			}
+			feed.Close()
+			if rest, err := io.ReadAll(resp.Body); err != nil || string(rest) != "second" {
+				t.Errorf("%q, %v", rest, err)
+			}
+		})
 	}
 }

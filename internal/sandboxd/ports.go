@@ -31,6 +31,8 @@ func (s *Server) forwardPorts(next http.Handler) http.Handler {
 			portError(w, http.StatusBadRequest, named, "there is no such port")
 			return
 		}
+		// A service may begin to answer before it has read the whole request.
+		_ = http.NewResponseController(w).EnableFullDuplex()
 		s.forwardTo(int(port)).ServeHTTP(w, r)
 	})
 }
