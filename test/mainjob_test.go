@@ -143,6 +143,7 @@ ENV FORTY_TWO=42
 		}
 	})
 
+	t.Run("warm slots and commands", func(t *testing.T) { checkCommands(t, s.in(t), "my-ml") })
 	t.Run("metrics", func(t *testing.T) { checkMetrics(t, s.in(t), "my-ml") })
 	t.Run("traces", func(t *testing.T) { checkTraces(t, s.in(t), traces, "my-ml") })
 

@@ -15,7 +15,7 @@ compares in turns, within one run, on the server that the usual flags name. With
 starts one on a data directory of its own, builds a template of nothing but busybox
 there, and removes all of it afterwards. Run it on a machine that does nothing else.`,
 	}
-	cmd.AddCommand(a.benchBoot(), a.benchBurst(), a.benchDensity(), a.benchIdle(), a.benchCatalog())
+	cmd.AddCommand(a.benchBoot(), a.benchBurst(), a.benchDensity(), a.benchIdle(), a.benchExec(), a.benchCatalog())
 	return cmd
 }
 

@@ -107,7 +107,7 @@ max_demand = 0
 max_memory_mb = 1000000
 `
 
-// benchTemplate is the template of a benchmark's own server: a shell and nothing else, so
+// benchTemplate is the template of a benchmark's own server: busybox and nothing else, so
 // that the figures are Kiln's and no base image has to be fetched.
 const benchTemplate = "bench"
 

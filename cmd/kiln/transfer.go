@@ -59,7 +59,9 @@ func (a *app) upload(ctx context.Context, g *guest.Client, local, remote string)
 		return kiln.Errorf(kiln.CodeInvalid, "upload: %w", err)
 	}
 	defer file.Close()
-	if err := g.WriteFile(ctx, target, file); err != nil {
+	shown := a.bar("upload", info.Size())
+	defer shown.end()
+	if err := g.WriteFile(ctx, target, shown.reader(file)); err != nil {
 		return err
 	}
 	return a.setMode(ctx, g, target, info.Mode())
@@ -110,6 +112,8 @@ func (a *app) uploadDir(ctx context.Context, g *guest.Client, local, target stri
 	if err := g.MkdirAll(ctx, target); err != nil {
 		return err
 	}
+	shown := a.bar("upload", 0)
+	defer shown.end()
 	r, w := io.Pipe()
 	defer r.Close() // ends packDir when the tar in the sandbox ends early
 	packed := make(chan error, 1)
@@ -120,7 +124,7 @@ func (a *app) uploadDir(ctx context.Context, g *guest.Client, local, target stri
 	}()
 	var stderr strings.Builder
 	exit, err := g.Run(ctx, guest.Command{
-		Args: []string{"tar", "-x", "-p", "-f", "-", "-C", target}, Stdin: r, Stderr: &stderr,
+		Args: []string{"tar", "-x", "-p", "-f", "-", "-C", target}, Stdin: shown.reader(r), Stderr: &stderr,
 	})
 	if err != nil {
 		return err
@@ -238,7 +242,9 @@ func (a *app) download(ctx context.Context, g *guest.Client, remote, local strin
 		_, err := io.Copy(a.stdout, content)
 		return err
 	}
-	return saveFile(local, fs.FileMode(info.Mode).Perm(), content)
+	shown := a.bar("download", info.Size)
+	defer shown.end()
+	return saveFile(local, fs.FileMode(info.Mode).Perm(), shown.reader(content))
 }
 
 // localName is the last element of a guest's path, which could say anything.
@@ -287,6 +293,8 @@ func (a *app) downloadDir(ctx context.Context, g *guest.Client, remote, local st
 	if err := os.Mkdir(local, 0o755); err != nil {
 		return kiln.Errorf(kiln.CodeInvalid, "download: %w", err)
 	}
+	shown := a.bar("download", 0)
+	defer shown.end()
 	r, w := io.Pipe()
 	unpacked := make(chan error, 1)
 	go func() {
@@ -299,7 +307,7 @@ func (a *app) downloadDir(ctx context.Context, g *guest.Client, remote, local st
 	}()
 	var stderr strings.Builder
 	exit, err := g.Run(ctx, guest.Command{
-		Args: []string{"tar", "-c", "-f", "-", "-C", remote, "."}, Stdout: w, Stderr: &stderr,
+		Args: []string{"tar", "-c", "-f", "-", "-C", remote, "."}, Stdout: shown.writer(w), Stderr: &stderr,
 	})
 	if err == nil && exit.Code != 0 {
 		err = tarFailed("download", exit, stderr.String())

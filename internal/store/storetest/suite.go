@@ -49,6 +49,7 @@ func Run(t *testing.T, open func(t *testing.T) *store.Store) {
 		"Tags":                 testTags,
 		"Rollback":             testRollback,
 		"Filters":              testFilters,
+		"Warm targets":         testWarmTargets,
 		"CancelledContext":     testCancelledContext,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, fixture{Store: open(t), ctx: t.Context()}) })
