@@ -185,7 +185,7 @@ func (a *app) sandboxKeepalive() *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().DurationVar(&ttl, "ttl", 0, "life from now (default as long as a new sandbox)")
+	cmd.Flags().DurationVar(&ttl, "ttl", 0, "life from now (default as long as was asked for last)")
 	return cmd
 }
 

@@ -245,7 +245,7 @@ func (f *fakeSandboxes) ChangeLifecycle(ctx context.Context, org, id string, c k
 		return nil, err
 	}
 	if c.TTL != nil {
-		sb.ExpiresAt = time.Now().Add(*c.TTL)
+		sb.TTL, sb.ExpiresAt = *c.TTL, time.Now().Add(*c.TTL)
 	}
 	if c.Persistent != nil {
 		sb.Persistent = *c.Persistent

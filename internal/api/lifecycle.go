@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"time"
@@ -71,7 +72,7 @@ func (s *Server) registerLifecycle() {
 	tags := []string{"sandboxes"}
 	register(s, route{Operation: huma.Operation{
 		OperationID: "keepSandboxAlive", Method: http.MethodPost, Path: "/v1/sandboxes/{id}/keepalive", Tags: tags,
-		Summary: "Let a sandbox live ttl_seconds from now, by default as long as a new one",
+		Summary: "Let a sandbox live ttl_seconds from now, by default as long as was asked for last",
 	}}, s.keepalive)
 	register(s, route{Operation: huma.Operation{
 		OperationID: "getLifecycle", Method: http.MethodGet, Path: "/v1/sandboxes/{id}/lifecycle", Tags: tags,
@@ -107,6 +108,14 @@ func (s *Server) keepalive(ctx context.Context, in *lifecycleInput) (*sandboxOut
 	ttl, err := s.ttl(seconds)
 	if err != nil {
 		return nil, err
+	}
+	if seconds == nil || *seconds == 0 {
+		// A sandbox that was given an hour must not lose most of it by being kept alive.
+		sb, err := s.opts.Sandboxes.Get(ctx, orgOf(ctx), in.ID)
+		if err != nil {
+			return nil, err
+		}
+		ttl = cmp.Or(sb.TTL, ttl)
 	}
 	return sandboxResult(s.opts.Sandboxes.ChangeLifecycle(ctx, orgOf(ctx), in.ID, kiln.LifecycleChange{TTL: &ttl}))
 }

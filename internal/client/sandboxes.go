@@ -95,7 +95,7 @@ func (c *Client) GetSandbox(ctx context.Context, id string) (*api.Sandbox, error
 	return out, c.call(ctx, http.MethodGet, "/v1/sandboxes/"+segment(id), nil, out)
 }
 
-// Keepalive lets a sandbox live ttl from now; 0 means as long as a new one.
+// Keepalive lets a sandbox live ttl from now; 0 means as long as was asked for last.
 func (c *Client) Keepalive(ctx context.Context, id string, ttl time.Duration) (*api.Sandbox, error) {
 	var req api.LifecycleChange
 	if ttl > 0 {
