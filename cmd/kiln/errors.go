@@ -54,9 +54,17 @@ func (a *app) report(ctx context.Context, err error) int {
 		return exit.code
 	case errors.As(err, &told):
 		return told.code
+	case interrupted(ctx, err):
+		fmt.Fprintln(a.stderr, "kiln: interrupted")
+		return exitInterrupted
 	}
 	printError(a.stderr, err)
 	return exitCode(ctx, err)
+}
+
+// interrupted is whether err is nothing but the end of ctx: whoever pressed Ctrl-C knows the rest.
+func interrupted(ctx context.Context, err error) bool {
+	return ctx.Err() != nil && errors.Is(err, context.Canceled)
 }
 
 func exitCode(ctx context.Context, err error) int {
@@ -65,6 +73,8 @@ func exitCode(ctx context.Context, err error) int {
 	switch {
 	case errors.As(err, &usage):
 		return exitUsage
+	case interrupted(ctx, err):
+		return exitInterrupted
 	case errors.As(err, &failure):
 		return exitKilnFailed
 	case ctx.Err() != nil:

@@ -121,6 +121,16 @@ func TestExitCodes(t *testing.T) {
 	if got := exitCode(interrupted, context.Canceled); got != 130 {
 		t.Errorf("interrupted: %d, want 130", got)
 	}
+	if got := exitCode(interrupted, ownFailure(kiln.Errorf(kiln.CodeCanceled, "the request was cancelled: %w", context.Canceled))); got != 130 {
+		t.Errorf("interrupted before the command ran: %d, want 130", got)
+	}
+	if got := exitCode(interrupted, ownFailure(kiln.Errorf(kiln.CodeInternal, "x"))); got != 125 {
+		t.Errorf("failed, then interrupted: %d, want 125", got)
+	}
+	var out bytes.Buffer
+	if code := (&app{stderr: &out}).report(interrupted, ownFailure(context.Canceled)); code != 130 || out.String() != "kiln: interrupted\n" {
+		t.Errorf("%d %q", code, out.String())
+	}
 }
 
 func TestErrorsAreShortAndSayWhatToDo(t *testing.T) {
