@@ -36,6 +36,7 @@ func TestClonesReachTheNetwork(t *testing.T) {
 	w.TCP(t, networktest.PublicAddr+":80")
 	w.DNS(t, 60).Set("service.example", networktest.PublicAddr)
 	h := newNetworkHost(t, w.Pool(t, network.Settings{Prepared: 2}), nil)
+	before := uint64(0)
 	for _, mode := range []kiln.BootMode{kiln.BootSnapshot, kiln.BootCold} {
 		s, err := h.Create(t.Context(), CreateRequest{OrgID: kiln.LocalOrgID, Template: "hello", BootMode: mode})
 		if err != nil {
@@ -44,6 +45,17 @@ func TestClonesReachTheNetwork(t *testing.T) {
 		t.Logf("%s: %v", mode, s.BootTime)
 		if got := h.says(t, s.ID, "echo ping | nc -w 5 service.example 80"); got != networktest.Greeting+"ping\n" {
 			t.Errorf("%s: got %q; %s", mode, got, h.says(t, s.ID, "ip addr; ip route; cat /etc/resolv.conf; ls -l /sys/class/net/*/device/driver; dmesg | tail"))
+		}
+		// What passed is counted while the sandbox lives and after it has ended.
+		sent := h.Traffic().SentBytes
+		if sent <= before {
+			t.Errorf("%s: %d bytes were sent before it, %d with it", mode, before, sent)
+		}
+		if err := h.Destroy(t.Context(), s.ID); err != nil {
+			t.Fatal(err)
+		}
+		if before = h.Traffic().SentBytes; before < sent {
+			t.Errorf("%s: %d bytes were sent, and %d when it has ended", mode, sent, before)
 		}
 	}
 }
