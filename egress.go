@@ -288,6 +288,12 @@ func (u NetworkUse) Minus(v NetworkUse) NetworkUse {
 	}
 }
 
+// NetworkSlots are the connections to the network that a server has for its sandboxes.
+type NetworkSlots struct {
+	Used, Free int // Free ones are prepared; more are made when they are needed
+	Limit      int // how many there are addresses for
+}
+
 // Denial is something that a sandbox tried to reach and was not allowed to.
 type Denial struct {
 	// Destination is an address, or a name that was not resolved.

@@ -90,6 +90,7 @@ func checkMetrics(t *testing.T, s *server, template string) {
 		{"kiln_stage_seconds", 1, []string{"stage=promote"}},
 		{"kiln_stage_cache_total", 1, []string{"stage=rootfs", "result=miss"}},
 		{"kiln_network_bytes_total", 0, []string{"direction=sent"}},
+		{"kiln_network_slots", 1, []string{"state=free"}},
 		{"kiln_warm_slots_target", 0, []string{"template=" + shown.ID}},
 		{"go_goroutines", 1, nil},
 		{"process_cpu_seconds_total", 0, nil},

@@ -1,7 +1,6 @@
 package network_test
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net"
@@ -85,57 +84,112 @@ func manyRanges() kiln.EgressPolicy {
 }
 
 // BenchmarkThroughput sends through the tap, NAT and rules of a slot, with a guest that is a
-// namespace, and compares it with the same guest on a bare link. Copying frames between
-// two taps is part of the former and would be a VM's work.
+// namespace, and compares it with the host itself on the link that leads outside. Copying
+// frames between two taps, which is part of the former, is what a VM's device does.
 func BenchmarkThroughput(b *testing.B) {
 	w := networktest.New(b)
-	w.TCP(b, networktest.PublicAddr+":80")
+	w.Bulk(b, networktest.PublicAddr)
 	slot := acquire(b, w.Pool(b, network.Settings{Prepared: 1}), "bench", kiln.EgressPolicy{})
 	g := w.Guest(b, slot.Config())
-	forwarded := func(policy kiln.EgressPolicy) func(b *testing.B) {
-		return func(b *testing.B) {
-			set(b, slot, policy)
-			pump(b, must(g.Dial("tcp", networktest.PublicAddr+":80")))
-		}
-	}
-	b.Run("bare veth", func(b *testing.B) {
-		var conn net.Conn
+	fromHost := func(service string) (conn net.Conn) {
 		w.In(b, w.Host, func() (err error) {
-			conn, err = net.Dial("tcp", networktest.PublicAddr+":80")
+			conn, err = net.Dial("tcp", service)
 			return err
 		})
-		pump(b, conn)
-	})
-	b.Run("slot, allow_all", forwarded(kiln.EgressPolicy{}))
-	b.Run("slot, one range", forwarded(kiln.EgressPolicy{AllowCIDRs: []string{networktest.PublicAddr}}))
-	b.Run("slot, 10,000 ranges", forwarded(manyRanges()))
+		return conn
+	}
+	fromGuest := func(policy kiln.EgressPolicy) func(string) net.Conn {
+		return func(service string) net.Conn {
+			set(b, slot, policy)
+			return must(g.Dial("tcp", service))
+		}
+	}
+	for _, c := range []struct {
+		name string
+		dial func(service string) net.Conn
+	}{
+		{"bare veth", fromHost}, {"slot, allow_all", fromGuest(kiln.EgressPolicy{})},
+		{"slot, one range", fromGuest(kiln.EgressPolicy{AllowCIDRs: []string{networktest.PublicAddr}})},
+		{"slot, 10,000 ranges", fromGuest(manyRanges())},
+	} {
+		b.Run(c.name+", up", func(b *testing.B) { upload(b, c.dial(networktest.PublicAddr+":"+networktest.DrainPort)) })
+		b.Run(c.name+", down", func(b *testing.B) { download(b, c.dial(networktest.PublicAddr+":"+networktest.SourcePort)) })
+	}
 }
 
-// pump echoes blocks through conn; what is counted is one direction.
-func pump(b *testing.B, conn net.Conn) {
+// blockBytes is what one round moves.
+const blockBytes = 32 << 20
+
+func upload(b *testing.B, conn net.Conn) {
 	defer conn.Close()
-	if _, err := io.ReadFull(conn, make([]byte, len(networktest.Greeting))); err != nil {
-		b.Fatal(err)
-	}
-	block := make([]byte, 1<<20)
-	b.SetBytes(int64(len(block)))
-	ctx, cancel := context.WithCancel(b.Context())
-	defer cancel()
+	block := make([]byte, blockBytes)
+	b.SetBytes(blockBytes)
+	sent := 0
 	for b.Loop() {
-		done := make(chan error, 1)
-		go func() {
-			_, err := conn.Write(block)
-			done <- err
-		}()
-		if _, err := io.ReadFull(conn, make([]byte, len(block))); err != nil {
+		n, err := conn.Write(block)
+		if err != nil {
 			b.Fatal(err)
 		}
-		select {
-		case err := <-done:
-			if err != nil {
+		sent += n
+	}
+	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+		b.Fatal(err)
+	}
+	if said, err := io.ReadAll(conn); err != nil || string(said) != fmt.Sprintln(sent) {
+		b.Fatalf("%d bytes were sent, %q arrived, %v", sent, said, err)
+	}
+}
+
+func download(b *testing.B, conn net.Conn) {
+	defer conn.Close()
+	block := make([]byte, 1<<20)
+	b.SetBytes(blockBytes)
+	for b.Loop() {
+		for left := blockBytes; left > 0; left -= len(block) {
+			if _, err := io.ReadFull(conn, block); err != nil {
 				b.Fatal(err)
 			}
-		case <-ctx.Done():
 		}
+	}
+}
+
+// BenchmarkPackets puts frames on a slot's tap one by one, as a VM's device does with what
+// its guest sends in small pieces, and counts those that the rules let through.
+func BenchmarkPackets(b *testing.B) {
+	w := networktest.New(b)
+	w.In(b, w.Outside, func() error {
+		c, err := net.ListenPacket("udp4", networktest.PublicAddr+":9") // nobody reads, but nobody answers either
+		if err == nil {
+			b.Cleanup(func() { c.Close() })
+		}
+		return err
+	})
+	slot := acquire(b, w.Pool(b, network.Settings{Prepared: 1}), "bench", kiln.EgressPolicy{})
+	tap := w.Tap(b, slot.Config())
+	frame := networktest.Datagram(networktest.PublicAddr, 9, 64)
+	for _, c := range []struct {
+		name   string
+		policy kiln.EgressPolicy
+	}{
+		{"allow_all", kiln.EgressPolicy{}}, {"one range", kiln.EgressPolicy{AllowCIDRs: []string{networktest.PublicAddr}}}, {"10,000 ranges", manyRanges()},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			set(b, slot, c.policy)
+			before := must(slot.Use())
+			const batch = 10_000
+			rounds := 0
+			for b.Loop() {
+				for range batch {
+					if _, err := tap.Write(frame); err != nil {
+						b.Fatal(err)
+					}
+				}
+				rounds++
+			}
+			if passed := must(slot.Use()).Minus(before); passed.SentBytes == 0 || passed.RefusedPackets > 0 {
+				b.Errorf("passed %+v", passed)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(rounds*batch), "ns/packet")
+		})
 	}
 }

@@ -310,15 +310,9 @@ func (p *Pool) all() []*Slot {
 	return list
 }
 
-// SlotCounts are the slots of a server.
-type SlotCounts struct {
-	Used, Free int // Free ones are prepared; more are made when they are needed
-	Limit      int // how many the subnet has addresses for
-}
-
 // Counts returns how many slots there are now.
-func (p *Pool) Counts() SlotCounts {
+func (p *Pool) Counts() kiln.NetworkSlots {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return SlotCounts{Used: len(p.slots) - len(p.ready), Free: len(p.ready), Limit: p.plan.slots()}
+	return kiln.NetworkSlots{Used: len(p.slots) - len(p.ready), Free: len(p.ready), Limit: p.plan.slots()}
 }

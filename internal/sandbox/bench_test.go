@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"strconv"
@@ -9,6 +10,8 @@ import (
 	"text/tabwriter"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/network"
+	"github.com/kilnvm/kiln/internal/network/networktest"
 )
 
 // BenchmarkMemory measures how much memory five clones of one template share, and prints a
@@ -59,3 +62,44 @@ func (h *vmHost) measureMemory(b *testing.B, n int) []usage {
 }
 
 func mib(kib int) float64 { return float64(kib) / 1024 }
+
+// BenchmarkNetwork moves data between a program in a VM and a service outside, through
+// everything that lies between. What limits it under emulation is the guest.
+func BenchmarkNetwork(b *testing.B) {
+	w := networktest.New(b)
+	w.Bulk(b, networktest.PublicAddr)
+	h := newNetworkHost(b, w.Pool(b, network.Settings{Prepared: 1}), nil)
+	const size = 64 << 20
+	many := kiln.EgressPolicy{AllowCIDRs: []string{networktest.PublicAddr}}
+	for i := range 9_999 {
+		many.AllowCIDRs = append(many.AllowCIDRs, fmt.Sprintf("%d.%d.%d.0/25", 20+i>>16, i>>8&255, i&255))
+	}
+	s := h.create(b, hello())
+	g, err := h.Guest(b.Context(), s.ID)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := g.WriteFile(b.Context(), "/pump", bytes.NewReader(networktest.Pump(b))); err != nil {
+		b.Fatal(err)
+	}
+	h.run(b, s.ID, "chmod +x /pump")
+	for _, policy := range []struct {
+		name string
+		kiln.EgressPolicy
+	}{{"allow_all", kiln.EgressPolicy{}}, {"10,000 ranges", many}} {
+		for _, way := range []struct{ direction, port string }{{"up", networktest.DrainPort}, {"down", networktest.SourcePort}} {
+			command := fmt.Sprintf("/pump %s %s:%s %d", way.direction, networktest.PublicAddr, way.port, size)
+			b.Run(policy.name+", "+way.direction, func(b *testing.B) {
+				if _, err := h.SetEgress(b.Context(), s.ID, policy.EgressPolicy); err != nil {
+					b.Fatal(err)
+				}
+				b.SetBytes(size)
+				for b.Loop() {
+					if out := h.run(b, s.ID, command); out != fmt.Sprintln(size) {
+						b.Fatalf("%q bytes passed", out)
+					}
+				}
+			})
+		}
+	}
+}

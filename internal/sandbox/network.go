@@ -94,9 +94,9 @@ func (m *Manager) SetEgress(ctx context.Context, id string, policy kiln.EgressPo
 }
 
 // NetworkSlots returns how many connections to the network there are.
-func (m *Manager) NetworkSlots() network.SlotCounts {
+func (m *Manager) NetworkSlots() kiln.NetworkSlots {
 	if m.opts.Network == nil {
-		return network.SlotCounts{}
+		return kiln.NetworkSlots{}
 	}
 	return m.opts.Network.Counts()
 }

@@ -15,6 +15,8 @@ type Host interface {
 	// Traffic returns what all sandboxes have sent and received since the server started;
 	// it never decreases.
 	Traffic() kiln.NetworkUse
+	// NetworkSlots returns how many connections to the network there are.
+	NetworkSlots() kiln.NetworkSlots
 }
 
 // Watch has the metrics show what a host says. It is called once.
@@ -33,13 +35,15 @@ var (
 	readyDesc     = prometheus.NewDesc("kiln_warm_slots", "Warm slots that are ready to be claimed.", []string{"template", "size"}, nil)
 	targetDesc    = prometheus.NewDesc("kiln_warm_slots_target", "Warm slots that are to be kept.", []string{"template", "size"}, nil)
 	bytesDesc     = prometheus.NewDesc("kiln_network_bytes_total", "Bytes that sandboxes sent to and received from their network.", []string{"direction"}, nil)
+	slotsDesc     = prometheus.NewDesc("kiln_network_slots", "Network slots: used ones, and those that are prepared.", []string{"state"}, nil)
+	limitDesc     = prometheus.NewDesc("kiln_network_slots_limit", "Network slots that there are addresses for; 0 without a network.", nil, nil)
 	deniedDesc    = prometheus.NewDesc("kiln_network_denied_total",
 		"What sandboxes attempted and was denied: packets, look-ups of names, and frames that are no packets of theirs.", []string{"kind"}, nil)
 )
 
 // Describe implements [prometheus.Collector].
 func (c *hostCollector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{sandboxesDesc, readyDesc, targetDesc, bytesDesc, deniedDesc} {
+	for _, d := range []*prometheus.Desc{sandboxesDesc, readyDesc, targetDesc, bytesDesc, deniedDesc, slotsDesc, limitDesc} {
 		out <- d
 	}
 }
@@ -56,6 +60,10 @@ func (c *hostCollector) Collect(out chan<- prometheus.Metric) {
 		out <- gauge(sandboxesDesc, counts[state], string(state))
 	}
 	c.collectPool(out)
+	slots := c.host.NetworkSlots()
+	out <- gauge(slotsDesc, slots.Used, "used")
+	out <- gauge(slotsDesc, slots.Free, "free")
+	out <- gauge(limitDesc, slots.Limit)
 	use := c.host.Traffic()
 	out <- counter(bytesDesc, use.SentBytes, "sent")
 	out <- counter(bytesDesc, use.ReceivedBytes, "received")

@@ -31,7 +31,8 @@ func (still) Counts() map[kiln.SandboxStatus]int {
 	return map[kiln.SandboxStatus]int{kiln.SandboxRunning: 3}
 }
 
-func (still) Traffic() kiln.NetworkUse { return kiln.NetworkUse{SentBytes: 7, RefusedPackets: 2} }
+func (still) NetworkSlots() kiln.NetworkSlots { return kiln.NetworkSlots{Used: 3, Free: 8, Limit: 31} }
+func (still) Traffic() kiln.NetworkUse        { return kiln.NetworkUse{SentBytes: 7, RefusedPackets: 2} }
 
 func (still) Warm() []kiln.WarmShelf {
 	return []kiln.WarmShelf{
@@ -126,6 +127,8 @@ func TestMetrics(t *testing.T) {
 		{"kiln_warm_slots_target", 2, []string{"size=s", "template=python"}},
 		{"kiln_warm_slots_target", 1, []string{"size=s", "template=tmpl_o"}},
 		{"kiln_network_bytes_total", 7, []string{"direction=sent"}},
+		{"kiln_network_slots", 8, []string{"state=free"}},
+		{"kiln_network_slots_limit", 31, nil},
 		{"kiln_network_denied_total", 2, []string{"kind=packet"}},
 	} {
 		if v := value(got, c.name, c.labels...); v != c.want {

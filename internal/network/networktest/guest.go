@@ -1,6 +1,7 @@
 package networktest
 
 import (
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -30,7 +31,7 @@ type Guest struct {
 func (w *World) Guest(t testing.TB, n *vmm.Network) *Guest {
 	t.Helper()
 	g := &Guest{NS: namespace(t)}
-	var inner, outer *os.File
+	var inner *os.File
 	w.In(t, g.NS, func() (err error) {
 		if inner, err = tap("eth0"); err != nil {
 			return err
@@ -51,15 +52,7 @@ func (w *World) Guest(t testing.TB, n *vmm.Network) *Guest {
 		}
 		return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: guestnet.Gateway().AsSlice()})
 	})
-	slot, err := netns.GetFromPath(n.Namespace)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer slot.Close()
-	w.In(t, slot, func() (err error) {
-		outer, err = tap(n.Tap)
-		return err
-	})
+	outer := w.Tap(t, n)
 	copied := make(chan struct{}, 2)
 	for _, pair := range [][2]*os.File{{inner, outer}, {outer, inner}} {
 		go func() {
@@ -77,7 +70,44 @@ func (w *World) Guest(t testing.TB, n *vmm.Network) *Guest {
 	return g
 }
 
-// frames copies frames until a side is closed.
+// Tap opens a slot's tap, as the device of a VM does.
+func (w *World) Tap(t testing.TB, n *vmm.Network) *os.File {
+	t.Helper()
+	slot, err := netns.GetFromPath(n.Namespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slot.Close()
+	var file *os.File
+	w.In(t, slot, func() (err error) {
+		file, err = tap(n.Tap)
+		return err
+	})
+	t.Cleanup(func() { file.Close() })
+	return file
+}
+
+// Datagram is a frame of a guest as it is written to a tap, with n bytes for a UDP port.
+func Datagram(to string, port uint16, n int) []byte {
+	const tapHeader, ipHeader, udpHeader = 10, 20, 8
+	b := make([]byte, tapHeader, tapHeader+14+ipHeader+udpHeader+n)
+	b = append(append(append(b, guestnet.GatewayMAC()...), guestnet.GuestMAC()...), 8, 0)
+	ip := []byte{0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0}
+	binary.BigEndian.PutUint16(ip[2:], uint16(ipHeader+udpHeader+n))
+	ip = append(append(ip, guestnet.Guest().AsSlice()...), netip.MustParseAddr(to).AsSlice()...)
+	var sum uint32
+	for i := 0; i < ipHeader; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(ip[i:]))
+	}
+	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum+sum>>16))
+	udp := binary.BigEndian.AppendUint16(nil, 40000)
+	udp = binary.BigEndian.AppendUint16(udp, port)
+	udp = binary.BigEndian.AppendUint16(udp, uint16(udpHeader+n))
+	udp = append(udp, 0, 0) // no checksum
+	return append(append(append(b, ip...), udp...), make([]byte, n)...)
+}
+
+// frames copies frames, as large as the sender makes them, until a side is closed.
 func frames(to, from *os.File) {
 	buf := make([]byte, 65536+64)
 	for {
@@ -99,8 +129,11 @@ func tap(name string) (*os.File, error) {
 	}
 	req, err := unix.NewIfreq(name)
 	if err == nil {
-		req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+		req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
+	}
+	if err == nil { // as VMs do: large segments, and checksums left out
+		err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4)
 	}
 	if err != nil {
 		_ = unix.Close(fd)

@@ -1,6 +1,7 @@
 package networktest
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -46,6 +47,63 @@ func (w *World) TCP(t testing.TB, addr string) {
 				}()
 			}
 		})
+		return nil
+	})
+}
+
+// Ports of the services that move much.
+const (
+	DrainPort  = "9"  // takes everything and says at the end how many bytes it was
+	SourcePort = "19" // sends until the client has enough
+)
+
+// Bulk serves both on an address of the world outside, one connection at a time each.
+func (w *World) Bulk(t testing.TB, addr string) {
+	t.Helper()
+	const block = 1 << 20
+	w.stream(t, addr+":"+DrainPort, func(c net.Conn) {
+		buf := make([]byte, block)
+		for total := 0; ; {
+			n, err := c.Read(buf)
+			total += n
+			if err != nil {
+				_, _ = fmt.Fprintln(c, total)
+				return
+			}
+		}
+	})
+	w.stream(t, addr+":"+SourcePort, func(c net.Conn) {
+		for buf := make([]byte, block); ; {
+			if _, err := c.Write(buf); err != nil {
+				return
+			}
+		}
+	})
+}
+
+// stream serves one connection after the other.
+func (w *World) stream(t testing.TB, addr string, serve func(net.Conn)) {
+	t.Helper()
+	w.In(t, w.Outside, func() error {
+		l, err := net.Listen("tcp4", addr)
+		if err != nil {
+			return err
+		}
+		done := make(chan struct{})
+		t.Cleanup(func() { l.Close(); <-done })
+		go func() {
+			defer close(done)
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				stop := context.AfterFunc(t.Context(), func() { c.Close() })
+				serve(c)
+				stop()
+				c.Close()
+			}
+		}()
 		return nil
 	})
 }
