@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -94,21 +93,14 @@ func (c *crashes) in(t *testing.T) *crashes {
 func (c *crashes) request() {
 	c.t.Helper()
 	c.builds++
-	dir := writeFiles(c.t, map[string]string{
-		"number": fmt.Sprintln(c.builds),
-		"Dockerfile": "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\n" +
-			"COPY number /number\nRUN echo $((40+2))-runs; sleep 1\n",
+	dir := busyboxContext(c.t, "COPY number /number\nRUN echo $((40+2))-runs; sleep 1\n")
+	for name, text := range map[string]string{
+		"number":             fmt.Sprintln(c.builds),
 		"kiln-template.toml": "start_cmd = \"echo up > /up; sleep 100000\"\nready_cmd = \"grep up /up\"\n",
-	})
-	busybox, err := exec.LookPath("busybox")
-	if err == nil {
-		var content []byte
-		if content, err = os.ReadFile(busybox); err == nil {
-			err = os.WriteFile(filepath.Join(dir, "busybox"), content, 0o755)
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			c.t.Fatal(err)
 		}
-	}
-	if err != nil {
-		c.t.Fatal(err)
 	}
 	c.watch.forget(c.t)
 	c.must("templates", "build", "crash", dir, "--detach")
@@ -118,7 +110,12 @@ func (c *crashes) request() {
 // again. It reports false when the build had ended before.
 func (c *crashes) killIn(m moment, latest time.Duration) bool {
 	c.t.Helper()
-	if c.ended() || !c.watch.until(c.t, m) {
+	if c.ended() {
+		return false
+	}
+	if reached, err := c.watch.until(c.t, m); err != nil {
+		c.t.Fatalf("%s: %v\n%s\n%s", m.name, err, c.kiln("templates", "logs", "crash").stdout, c.logText())
+	} else if !reached {
 		return false
 	}
 	if latest > 0 {
@@ -176,7 +173,9 @@ func (c *crashes) end() shownTemplate {
 	if !c.ended() {
 		c.t.Fatalf("the build is %q\n%s%s", shown.Latest.Status, log.stdout, log.stderr)
 	}
-	c.tidy()
+	if left := c.halfMade(); len(left) > 0 {
+		c.t.Errorf("left behind: %q", left)
+	}
 	return shown
 }
 
@@ -216,16 +215,6 @@ func (c *crashes) dieTooOften() {
 	c.builds = before
 	if got := c.must("sandbox", "run", "-t", "crash", "--", "cat", "/number"); got != fmt.Sprintln(before) {
 		c.t.Errorf("a sandbox printed %q, want %d", got, before)
-	}
-}
-
-// tidy looks for what is only there while something is built or runs.
-func (c *crashes) tidy() {
-	c.t.Helper()
-	for _, pattern := range []string{"sandboxes/*", "bakes/*", "blobs/tmp/*", "buildkit/runc-*/executor/[a-z0-9]*/rootfs"} {
-		if left, err := filepath.Glob(filepath.Join(c.dataDir, pattern)); err != nil || len(left) > 0 {
-			c.t.Errorf("left behind: %q, %v", left, err)
-		}
 	}
 }
 
@@ -279,10 +268,10 @@ func watchBuilds(t *testing.T, dir string) *buildWatch {
 }
 
 // until returns true when a build has reached m, and false when it has ended.
-func (w *buildWatch) until(t *testing.T, m moment) bool {
+func (w *buildWatch) until(t *testing.T, m moment) (bool, error) {
 	t.Helper()
 	if err := w.file.SetReadDeadline(time.Now().Add(2 * time.Minute)); err != nil {
-		t.Fatal(err)
+		return false, err
 	}
 	events := make([]byte, 64<<10)
 	for {
@@ -291,17 +280,17 @@ func (w *buildWatch) until(t *testing.T, m moment) bool {
 			w.ahead = w.ahead[1:]
 			if m.is(r) {
 				w.ahead = nil
-				return true
+				return true, nil
 			}
 			if r.Stage == kiln.StagePromote && r.Kind == kiln.LogText || strings.HasPrefix(r.Line, "failed: ") {
-				return false
+				return false, nil
 			}
 		}
 		if w.ahead = w.news(t); len(w.ahead) > 0 {
 			continue
 		}
 		if _, err := w.file.Read(events); err != nil {
-			t.Fatalf("%s: the build does not come there: %v", m.name, err)
+			return false, fmt.Errorf("the build does not come there: %w", err)
 		}
 	}
 }

@@ -67,8 +67,11 @@ func (s *server) configFile() string { return filepath.Join(filepath.Dir(s.dataD
 func (s *server) configure() {
 	s.t.Helper()
 	cache := testkit.CacheDir()
-	text := "[build]\nimages_dir = \"" + filepath.Join(cache, "images") + "\"\n" + s.build +
-		"[vm]\nbundle_dir = \"" + filepath.Join(cache, "bundle") + "\"\n"
+	text := "[build]\n" + s.build
+	if !strings.Contains(s.build, "images_dir") {
+		text += "images_dir = \"" + filepath.Join(cache, "images") + "\"\n"
+	}
+	text += "[vm]\nbundle_dir = \"" + filepath.Join(cache, "bundle") + "\"\n"
 	if err := os.WriteFile(s.configFile(), []byte(text), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
@@ -81,6 +84,9 @@ const baseImage = "debian:bookworm-slim"
 // has to cover that.
 func (s *server) makeBase() {
 	s.t.Helper()
+	if strings.Contains(s.build, "images_dir") {
+		return // the test brings its own
+	}
 	s.must("images", "bootstrap", baseImage, "--config", s.configFile())
 }
 

@@ -21,7 +21,12 @@ import (
 // image cannot be had.
 func (d *dockerfile) resolveError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return stopped(ctx, "looking for base images")
+		during := "looking for base images"
+		var which *base.StoppedError
+		if errors.As(err, &which) {
+			during = fmt.Sprintf("getting the base image %s from %s", which.Name, which.Registry)
+		}
+		return stopped(ctx, during)
 	}
 	fault := &kiln.BuildError{Stage: kiln.StageImage, File: d.display, Err: err}
 	var located *parser.LocationError
@@ -151,7 +156,7 @@ func stopped(ctx context.Context, during string) error {
 		at = " during: " + during
 	}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return kiln.Errorf(kiln.CodeTimeout, "the build took too long and was stopped%s: %w", at, context.Cause(ctx))
+		return &kiln.Error{Code: kiln.CodeTimeout, Message: "the build was stopped" + at, Err: context.Cause(ctx)}
 	}
 	return kiln.Errorf(kiln.CodeCanceled, "the build was cancelled%s: %w", at, context.Cause(ctx))
 }
@@ -207,7 +212,7 @@ func hintFor(message string) string {
 	return ""
 }
 
-// hintForExit explains exit codes with a meaning, and commands without network.
+// hintForExit explains exit codes with a meaning, and commands without disk space or network.
 func hintForExit(code int, output []string) string {
 	switch code {
 	case 0:
@@ -220,6 +225,9 @@ func hintForExit(code int, output []string) string {
 		return "the command was killed, most often because memory ran out"
 	}
 	for _, line := range output {
+		if strings.Contains(line, "No space left on device") {
+			return "the disk that builds run on is full: free space in the server's data directory"
+		}
 		if strings.Contains(line, "Temporary failure resolving") || strings.Contains(line, "Could not resolve host") {
 			return "the build machine cannot resolve that host name: check its network and DNS"
 		}

@@ -34,6 +34,11 @@ func (s *Service) RegisterBuiltIns(ctx context.Context, list []BuiltIn, eager []
 			due = append(due, t.Latest.BuildID)
 		}
 	}
+	s.mu.Lock()
+	for _, id := range due {
+		s.inTurn[id] = true
+	}
+	s.mu.Unlock()
 	s.background.Go(func() { s.buildInTurn(due) })
 	return nil
 }
@@ -71,7 +76,11 @@ func (s *Service) register(ctx context.Context, b BuiltIn, again bool) (*kiln.Te
 // waits for more than the one that runs.
 func (s *Service) buildInTurn(builds []string) {
 	for _, id := range builds {
-		if err := s.startDeferred(s.ctx, id, unhurried); err != nil && s.ctx.Err() == nil {
+		err := s.startDeferred(s.ctx, id, unhurried)
+		s.mu.Lock()
+		delete(s.inTurn, id)
+		s.mu.Unlock()
+		if err != nil && s.ctx.Err() == nil {
 			s.log.Error("cannot start the build of a built-in template", "build", id, "error", err)
 			continue
 		}

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"github.com/kilnvm/kiln"
@@ -49,6 +50,14 @@ func TestBuiltInsAreBuiltWhenDue(t *testing.T) {
 		t.Errorf("the deferred one: %+v", b)
 	}
 
+	t.Run("nobody waits for what nobody asked for", func(t *testing.T) {
+		for line, err := range r.Logs(t.Context(), org, r.builtIn(t, "b").Latest.BuildID, 0, true) {
+			if kiln.CodeOf(err) != kiln.CodeConflict || !strings.Contains(err.Error(), "first use") {
+				t.Errorf("log: %+v, %v", line, err)
+			}
+		}
+		r.tidy(t)
+	})
 	t.Run("on first use", func(t *testing.T) {
 		tmpl, err := r.BuildOnUse(t.Context(), org, "b-alias")
 		if err != nil || tmpl == nil || tmpl.Name != "b" {

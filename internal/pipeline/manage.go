@@ -118,17 +118,40 @@ func (s *Service) follow(ctx context.Context, buildID string) (*feed, *kiln.Vers
 	return f, v, err
 }
 
+// awaited returns an error for a build that nobody has asked for and that no one will start:
+// following its log would never end.
+func (s *Service) awaited(ctx context.Context, t *kiln.Template, buildID string) error {
+	b, err := s.opts.Store.Build(ctx, buildID)
+	if err != nil || !b.Deferred {
+		return err
+	}
+	s.mu.Lock()
+	inTurn := s.inTurn[buildID]
+	s.mu.Unlock()
+	if inTurn {
+		return nil
+	}
+	if b, err = s.opts.Store.Build(ctx, buildID); err != nil || !b.Deferred {
+		return err // its turn came while we looked
+	}
+	return kiln.Errorf(kiln.CodeConflict, "template %q is built on its first use, and nobody has used it yet", t.Name).
+		WithHint("`kiln templates build --builtin %s` builds it now", t.Name)
+}
+
 // Logs yields the lines of a build from an offset that an earlier line gave as Next, 0
 // being the first. With follow it waits for more until the build has ended.
 func (s *Service) Logs(ctx context.Context, orgID, buildID string, offset int64, follow bool) iter.Seq2[LogLine, error] {
 	return func(yield func(LogLine, error) bool) {
-		if _, _, err := s.Build(ctx, orgID, buildID); err != nil {
+		t, _, err := s.Build(ctx, orgID, buildID)
+		if err == nil {
+			err = s.awaited(ctx, t, buildID)
+		}
+		if err != nil {
 			yield(LogLine{}, err)
 			return
 		}
 		var f *feed
 		if follow {
-			var err error
 			if f, _, err = s.follow(ctx, buildID); err != nil {
 				yield(LogLine{}, err)
 				return

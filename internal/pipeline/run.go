@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -138,9 +139,9 @@ func (j *job) step(ctx context.Context, stage kiln.Stage, limit time.Duration, r
 	})
 	if err != nil {
 		if errors.Is(context.Cause(stageCtx), errDeadline) {
-			return tooLong(stage, limit)
+			return tooLong(stage, limit, err)
 		}
-		return err
+		return diskFull(err)
 	}
 	res.Duration = time.Since(begun)
 	j.opts.Meter.StageDone(res)
@@ -161,8 +162,32 @@ func (j *job) finished(ctx context.Context, res kiln.StageResult) error {
 	return j.opts.Store.SaveBuild(ctx, j.v)
 }
 
-func tooLong(stage kiln.Stage, limit time.Duration) *kiln.BuildError {
-	return &kiln.BuildError{Stage: stage, Message: fmt.Sprintf("took longer than %s and was stopped", limit), Err: errDeadline}
+// limitKeys are the server's settings that bound the stages.
+var limitKeys = map[kiln.Stage]string{
+	kiln.StageSource: "source_timeout", kiln.StageImage: "timeout", kiln.StageRootfs: "rootfs_timeout", kiln.StageSnapshot: "snapshot_timeout",
+}
+
+// tooLong says that a stage had no more time. The stage's own error may know what it was
+// doing.
+func tooLong(stage kiln.Stage, limit time.Duration, err error) *kiln.BuildError {
+	fault := &kiln.BuildError{Stage: stage, Message: fmt.Sprintf("took longer than %s and was stopped", limit), Err: errDeadline}
+	var known *kiln.Error
+	if errors.As(err, &known) && known.Code == kiln.CodeTimeout {
+		fault.Message = fmt.Sprintf("took longer than %s: %s", limit, known.Message)
+	}
+	if key := limitKeys[stage]; key != "" {
+		fault.Hint = "the server's operator can raise build." + key
+	}
+	return fault
+}
+
+// diskFull turns the kernel's ways of saying so into an error that trying again does not
+// mend, wherever in a stage it came from.
+func diskFull(err error) error {
+	if kiln.CodeOf(err) != kiln.CodeInternal || !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+		return err
+	}
+	return kiln.Errorf(kiln.CodeExhausted, "disk full: %w", err).WithHint("free space in the data directory")
 }
 
 // sourceStage reads the recipe: what is needed to learn the base images and, with them,

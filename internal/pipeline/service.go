@@ -37,6 +37,7 @@ type Service struct {
 	secrets map[string]map[string][]byte       // of builds that have not ended, by ID
 	uploads int                                // requests that may be about to use a source blob
 	orphans map[kiln.Digest]bool               // source blobs that may be unused
+	inTurn  map[string]bool                    // deferred builds that will be started without being asked for
 
 	background sync.WaitGroup // builds of built-in templates in their turn
 }
@@ -50,6 +51,7 @@ func Start(ctx context.Context, opts Options) (*Service, error) {
 	s := &Service{
 		opts: opts, log: opts.Log,
 		running: map[string]context.CancelCauseFunc{}, secrets: map[string]map[string][]byte{}, orphans: map[kiln.Digest]bool{},
+		inTurn: map[string]bool{},
 	}
 	s.ctx, s.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	if err := s.start(ctx); err != nil {

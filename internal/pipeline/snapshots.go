@@ -156,7 +156,7 @@ func (b *bakes) bake(ctx context.Context, key kiln.Digest, spec kiln.VMSpec, pro
 	})
 	if err != nil {
 		if errors.Is(context.Cause(ctx), errDeadline) {
-			err = tooLong(kiln.StageSnapshot, b.opts.Timeouts.Snapshot)
+			err = tooLong(kiln.StageSnapshot, b.opts.Timeouts.Snapshot, err)
 		}
 		return kiln.Snapshot{}, err
 	}

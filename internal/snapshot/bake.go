@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/artifact"
 	"github.com/kilnvm/kiln/internal/cgroup"
@@ -83,10 +85,24 @@ func (k *bake) step(ctx context.Context, name string, timeout time.Duration, run
 		if k.machine != nil {
 			k.opts.Log.Error("bake failed", "step", name, "error", err, "console", consoleTail(k.machine))
 		}
-		return fmt.Errorf("snapshot %s: %s: %w", k.spec.Size.Name, name, err)
+		return k.explainFullDisk(fmt.Errorf("snapshot %s: %s: %w", k.spec.Size.Name, name, err))
 	}
 	k.log("%s %s: %s", k.spec.Size.Name, name, time.Since(begun).Round(time.Millisecond))
 	return nil
+}
+
+// fullBelow is how many bytes a disk has at most for a failure to be put down to it: a VMM
+// that cannot write its memory or state says so in its own words, or dies.
+const fullBelow = 8 << 20
+
+// explainFullDisk says so if a step failed because there is no room for its files. They are
+// still there.
+func (k *bake) explainFullDisk(err error) error {
+	var fs unix.Statfs_t
+	if kiln.CodeOf(err) != kiln.CodeInternal || unix.Statfs(k.dir, &fs) != nil || fs.Bavail*uint64(fs.Bsize) >= fullBelow {
+		return err
+	}
+	return kiln.Errorf(kiln.CodeExhausted, "disk full: %w", err).WithHint("free space in the data directory")
 }
 
 func (k *bake) log(format string, args ...any) {

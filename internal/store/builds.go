@@ -17,8 +17,8 @@ type Build struct {
 	Attempts     int    // how often it has been started
 	Cancel       bool   // somebody asked to stop it
 	NeedsSecrets bool   // it was requested with secrets, which are stored nowhere
-	// Deferred says of a new build that nobody has asked for it yet: it is on no queue
-	// until [Store.StartBuild].
+	// Deferred says that nobody has asked for the build yet: it is on no queue until
+	// [Store.StartBuild].
 	Deferred bool
 	// Traceparent names the span of the request for it, "" when there is none.
 	Traceparent string
@@ -27,8 +27,9 @@ type Build struct {
 // Build returns the state of a build.
 func (s *Store) Build(ctx context.Context, id string) (*Build, error) {
 	b := Build{ID: id}
-	err := s.readers.QueryRowContext(ctx, `SELECT node, attempts, cancel_requested, needs_secrets, traceparent FROM builds WHERE id = ?`, id).
-		Scan(&b.Node, &b.Attempts, &b.Cancel, &b.NeedsSecrets, &b.Traceparent)
+	err := s.readers.QueryRowContext(ctx, `SELECT b.node, b.attempts, b.cancel_requested, b.needs_secrets, b.traceparent, NOT b.active AND v.status = ?
+		FROM builds b JOIN versions v ON v.build_id = b.id WHERE b.id = ?`, kiln.VersionPending, id).
+		Scan(&b.Node, &b.Attempts, &b.Cancel, &b.NeedsSecrets, &b.Traceparent, &b.Deferred)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, kiln.Errorf(kiln.CodeNotFound, "build %q does not exist", id)
 	}

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -281,7 +282,7 @@ func TestHazard25Registries(t *testing.T) {
 		{"not found", answer(404), "no such image", true, 3 * time.Second},
 		{"refused", "127.0.0.1:1", "cannot be reached", false, 3 * time.Second},
 		{"unknown host", "registry.invalid", "cannot be reached", false, 4 * time.Second},
-		{"silent", silent.Addr().String(), "", false, answerTimeout + 5*time.Second},
+		{"silent", silent.Addr().String(), "does not answer", false, answerTimeout + 5*time.Second},
 		{"wrong platform", wrongPlatform, "linux/arm64", true, 3 * time.Second},
 	}
 	for _, tc := range cases {
@@ -305,6 +306,36 @@ func TestHazard25Registries(t *testing.T) {
 				t.Errorf("store has %v %v", images, err)
 			}
 		})
+	}
+}
+
+// TestHazard25SlowDownload ends a download that brings next to nothing.
+func TestHazard25SlowDownload(t *testing.T) {
+	slow := false
+	host, _ := startRegistry(t, func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if !slow || r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
+				next.ServeHTTP(w, r)
+				return
+			}
+			recorder := httptest.NewRecorder()
+			next.ServeHTTP(recorder, r)
+			w.Header().Set("Content-Length", strconv.Itoa(recorder.Body.Len()))
+			w.Write(recorder.Body.Bytes()[:recorder.Body.Len()-1])
+			w.(http.Flusher).Flush()
+			<-r.Context().Done() // the last byte never comes
+		})
+	})
+	push(t, host+"/x:1", testImage(t, "linux", "amd64"))
+	slow = true
+	r := newResolver(t, nil)
+	r.Registry.transport.(*stallTransport).limit = 50 * time.Millisecond
+	_, err := r.Resolve(t.Context(), host+"/x:1", false, kiln.DiscardProgress)
+	if err == nil || !strings.Contains(err.Error(), "stood still") || !strings.Contains(err.Error(), host) {
+		t.Errorf("error = %v", err)
+	}
+	if images, _ := r.Store.List(); len(images) != 0 {
+		t.Error("half an image is visible")
 	}
 }
 

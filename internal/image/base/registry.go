@@ -23,11 +23,12 @@ import (
 )
 
 // Timeouts of registry requests. There is none for a whole download, which may be long;
-// one that stands still ends.
+// one that stands still, or brings less than stallBytes within stallTimeout, ends.
 const (
 	connectTimeout = 3 * time.Second
 	answerTimeout  = 10 * time.Second
 	stallTimeout   = 30 * time.Second
+	stallBytes     = 32 << 10
 	parallelLayers = 4
 )
 
@@ -45,14 +46,14 @@ func NewRegistry(mirrors map[string][]string) *Registry {
 	return &Registry{
 		mirrors:  mirrors,
 		keychain: authn.DefaultKeychain,
-		transport: &http.Transport{
+		transport: &stallTransport{limit: stallTimeout, next: &http.Transport{
 			Proxy:                 http.ProxyFromEnvironment,
 			DialContext:           (&net.Dialer{Timeout: connectTimeout}).DialContext,
 			TLSHandshakeTimeout:   connectTimeout,
 			ResponseHeaderTimeout: answerTimeout,
 			ForceAttemptHTTP2:     true,
 			IdleConnTimeout:       answerTimeout,
-		},
+		}},
 	}
 }
 
@@ -180,23 +181,39 @@ func copyLayer(ctx context.Context, store *Store, image Name, layer v1.Layer, pr
 	if err != nil {
 		return err
 	}
-	stream := newStallReader(ctx, body)
-	defer stream.Close()
-	return store.PutFrom(desc, stream)
+	defer body.Close()
+	stop := context.AfterFunc(ctx, func() { body.Close() }) // another layer has failed
+	defer stop()
+	return store.PutFrom(desc, body)
 }
 
-// stallReader ends a download that stands still, and one whose context ends.
+// stallTransport gives every answer a [stallReader] as its body.
+type stallTransport struct {
+	limit time.Duration
+	next  http.RoundTripper
+}
+
+// RoundTrip implements [http.RoundTripper].
+func (t *stallTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := t.next.RoundTrip(r)
+	if err == nil {
+		resp.Body = newStallReader(resp.Body, t.limit)
+	}
+	return resp, err
+}
+
+// stallReader ends a download that stands still or nearly so.
 type stallReader struct {
 	body  io.ReadCloser
+	limit time.Duration
 	timer *time.Timer
-	stop  func() bool
 	fired chan struct{}
+	since int // bytes since the timer was set
 }
 
-func newStallReader(ctx context.Context, body io.ReadCloser) *stallReader {
-	s := &stallReader{body: body, fired: make(chan struct{})}
-	s.stop = context.AfterFunc(ctx, func() { body.Close() })
-	s.timer = time.AfterFunc(stallTimeout, func() {
+func newStallReader(body io.ReadCloser, limit time.Duration) *stallReader {
+	s := &stallReader{body: body, limit: limit, fired: make(chan struct{})}
+	s.timer = time.AfterFunc(limit, func() {
 		close(s.fired)
 		body.Close()
 	})
@@ -205,19 +222,20 @@ func newStallReader(ctx context.Context, body io.ReadCloser) *stallReader {
 
 func (s *stallReader) Read(p []byte) (int, error) {
 	n, err := s.body.Read(p)
+	s.since += n
 	select {
 	case <-s.fired:
-		return n, fmt.Errorf("no data for %s", stallTimeout)
+		return n, fmt.Errorf("the download stood still: %d bytes in %s", s.since, s.limit)
 	default:
 	}
-	if n > 0 {
-		s.timer.Reset(stallTimeout)
+	if s.since >= stallBytes {
+		s.since = 0
+		s.timer.Reset(s.limit)
 	}
 	return n, err
 }
 
 func (s *stallReader) Close() error {
-	s.stop()
 	s.timer.Stop()
 	return s.body.Close()
 }
@@ -251,6 +269,10 @@ func plain(err error) error {
 			return errors.New("no such image, or access denied (credentials come from the Docker configuration)")
 		}
 		return fmt.Errorf("answered %d %s", answer.StatusCode, http.StatusText(answer.StatusCode))
+	}
+	var silence net.Error
+	if errors.As(err, &silence) && silence.Timeout() {
+		return fmt.Errorf("does not answer: %w", err)
 	}
 	var dns *net.DNSError
 	if errors.As(err, &dns) {

@@ -57,7 +57,7 @@ func (r *Resolver) Resolve(ctx context.Context, ref string, pull bool, progress 
 		return img, nil
 	}
 	if ctx.Err() != nil {
-		return Image{}, context.Cause(ctx)
+		return Image{}, &StoppedError{Name: name.String(), Registry: name.Domain(), Err: context.Cause(ctx)}
 	}
 	if ok && !failure.Missing {
 		progress.Log(kiln.StageImage, fmt.Sprintf("%v; using the copy of %s that is here", failure, name))
@@ -107,6 +107,15 @@ func answered(err error) bool {
 	var last *RegistryError
 	return len(errs) > 0 && errors.As(errs[len(errs)-1], &last) && last.Missing
 }
+
+// StoppedError says which image was being looked for when the context ended.
+type StoppedError struct {
+	Name, Registry string
+	Err            error
+}
+
+func (e *StoppedError) Error() string { return "base image " + e.Name + ": " + e.Err.Error() }
+func (e *StoppedError) Unwrap() error { return e.Err }
 
 // NotFoundError says that no source has a base image, and what was tried.
 type NotFoundError struct {
