@@ -50,15 +50,17 @@ const (
 	BootWarm     BootMode = "warm"
 	BootSnapshot BootMode = "snapshot"
 	BootCold     BootMode = "cold"
+	// BootSpawned is only ever asked for: BootSnapshot by a VMM that was started ahead.
+	BootSpawned BootMode = "spawned"
 )
 
 // ParseBootMode checks the name of a start path; "" is none in particular.
 func ParseBootMode(name string) (BootMode, error) {
 	switch m := BootMode(name); m {
-	case "", BootWarm, BootSnapshot, BootCold:
+	case "", BootWarm, BootSpawned, BootSnapshot, BootCold:
 		return m, nil
 	}
-	return "", Errorf(CodeInvalid, "boot mode %q is unknown", name).WithHint("use %s, %s or %s", BootWarm, BootSnapshot, BootCold)
+	return "", Errorf(CodeInvalid, "boot mode %q is unknown", name).WithHint("use %s, %s, %s or %s", BootWarm, BootSpawned, BootSnapshot, BootCold)
 }
 
 // Sandbox is a running private clone of a template version.

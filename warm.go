@@ -25,6 +25,10 @@ type WarmShelf struct {
 	// server started.
 	Hits   int `json:"hits"`
 	Misses int `json:"misses"`
+	// Spawned is how many VMMs have been started ahead and wait, SpawnedHits how many starts
+	// found one. Such a start is one from a snapshot.
+	Spawned     int `json:"spawned"`
+	SpawnedHits int `json:"spawned_hits"`
 	// Error is why the last slot could not be made, "" when it could.
 	Error string `json:"error,omitempty"`
 }

@@ -56,7 +56,7 @@ func (a *app) benchBoot() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&o.QEMU, "qemu", "qemu-system-x86_64", "program whose bare start is the unit")
 	flags.StringVar(&o.Size, "size", kiln.DefaultSizeName, "VM size")
-	flags.StringVar(&o.Large, "large", "performance-2x", "VM size to compare it with")
+	flags.StringVar(&o.Large, "large", "performance-1x", "VM size to compare it with, which has 4 GiB with --own")
 	flags.IntVar(&o.Rounds, "rounds", 100, "how often")
 	flags.IntVar(&o.ColdEvery, "cold-every", 20, "boot cold every so many rounds; 0 means never")
 	return cmd

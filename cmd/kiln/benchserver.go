@@ -98,13 +98,17 @@ func (a *app) startBenchServer(ctx context.Context, dir string) (stop func() err
 }
 
 // benchConfig lets a server keep as many clones as a benchmark asks for: they share most of
-// their memory. Slots are made only where a benchmark sets their number.
+// their memory. Slots are made only where a benchmark sets their number. There is a size with
+// as many vCPUs as the default one and eight times its memory.
 const benchConfig = `[sandbox]
 overcommit = 64.0
 
 [pool]
 max_demand = 0
 max_memory_mb = 1000000
+
+[sizes.performance-1x]
+memory_mb = 4096
 `
 
 // benchTemplate is the template of a benchmark's own server: busybox and nothing else, so

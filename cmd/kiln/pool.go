@@ -25,11 +25,11 @@ func (a *app) poolList() *cobra.Command {
 			if a.json() {
 				return a.printJSON(list)
 			}
-			rows := [][]string{{"TEMPLATE", "VERSION", "SIZE", "READY", "TARGET", "SET", "DEMAND", "HITS", "MISSES", "PROBLEM"}}
+			rows := [][]string{{"TEMPLATE", "VERSION", "SIZE", "READY", "TARGET", "SET", "DEMAND", "HITS", "MISSES", "SPAWNED", "PROBLEM"}}
 			for _, s := range list {
 				rows = append(rows, []string{
 					s.Template, fmt.Sprint(s.Version), s.Size, fmt.Sprint(s.Ready), fmt.Sprint(s.Target()), fmt.Sprint(s.Set),
-					fmt.Sprint(s.Demand), fmt.Sprint(s.Hits), fmt.Sprint(s.Misses), s.Error,
+					fmt.Sprint(s.Demand), fmt.Sprint(s.Hits), fmt.Sprint(s.Misses), fmt.Sprint(s.Spawned), s.Error,
 				})
 			}
 			return table(a.stdout, rows)

@@ -46,7 +46,7 @@ func (f *sandboxFlags) add(cmd *cobra.Command) {
 	f.egress.add(cmd, "egress-")
 	flags.BoolVar(&f.persistent, "persistent", false, "pause it, instead of ending it, when it expires or is idle")
 	flags.DurationVar(&f.idle, "idle-timeout", 0, "end it, or pause it if it is persistent, when nobody has used it for so long (default never)")
-	flags.StringVar(&f.bootMode, "boot-mode", "", "insist on a start path: warm, snapshot or cold (default the fastest there is)")
+	flags.StringVar(&f.bootMode, "boot-mode", "", "insist on a start path: warm, spawned (snapshot, by a VMM started ahead), snapshot or cold (default the fastest there is)")
 }
 
 func (f *sandboxFlags) request() (api.CreateSandboxRequest, error) {

@@ -75,7 +75,7 @@ type CreateSandboxRequest struct {
 	TTLSeconds   *int64            `json:"ttl_seconds,omitempty" doc:"Life in seconds, 1 to 86400"`
 	Env          map[string]string `json:"env,omitempty" doc:"Variables of every command"`
 	Metadata     map[string]string `json:"metadata,omitempty"`
-	BootMode     string            `json:"boot_mode,omitempty" doc:"For tests and measurements: warm, snapshot or cold, and an error where that is impossible; default the fastest path there is"`
+	BootMode     string            `json:"boot_mode,omitempty" doc:"For tests and measurements: warm, spawned (snapshot, by a VMM that was started ahead), snapshot (by one started now) or cold, and an error where that is impossible; default the fastest path there is"`
 	Egress       *EgressChange     `json:"egress,omitempty" doc:"What the sandbox may reach; default the template's"`
 	Persistent   bool              `json:"persistent,omitempty" doc:"Pause it, instead of ending it, when it expires or is idle"`
 	IdleSeconds  int64             `json:"idle_seconds,omitempty" minimum:"0" maximum:"86400" doc:"Pause or end it when nobody has used it for so long; 0: never"`

@@ -17,7 +17,7 @@ type BootOptions struct {
 	QEMU     string // program that gives the unit
 	Template string
 	// Size and Large are the sizes whose restores are compared; the same name twice
-	// compares nothing.
+	// compares nothing. To compare memory they should have as many vCPUs.
 	Size, Large string
 	Rounds      int
 	// ColdEvery is how many rounds go by between cold boots, which take seconds.
@@ -53,6 +53,9 @@ type booting struct {
 	BootOptions
 	bare            Sample
 	restore, large  Sample // until the daemon answers
+	spawned         Sample // the same, by a VMM that was started ahead
+	spawnedLarge    Sample
+	largeMiB        int    // memory of a sandbox of size Large
 	handOut         Sample // until the request for the sandbox is answered
 	command         Sample // from the request until the first command has ended
 	firstRun, later Sample // one command by itself
@@ -60,6 +63,9 @@ type booting struct {
 }
 
 func (b *booting) round(ctx context.Context, i int) error {
+	if err := b.awaitSpawned(ctx, b.Size, b.Large); err != nil {
+		return err
+	}
 	bare, err := BareQEMU(ctx, b.QEMU)
 	if err != nil {
 		return err
@@ -69,21 +75,36 @@ func (b *booting) round(ctx context.Context, i int) error {
 		return err
 	}
 	if b.Large != b.Size {
-		err := b.start(ctx, b.Large, kiln.BootSnapshot, func(_ context.Context, s started) error {
-			b.large.Add(s.answered)
-			return nil
-		})
-		if err != nil {
+		if err := b.start(ctx, b.Large, kiln.BootSnapshot, addTo(&b.large)); err != nil {
 			return err
 		}
 	}
+	if err := b.roundSpawned(ctx); err != nil {
+		return err
+	}
 	if b.ColdEvery > 0 && i%b.ColdEvery == 0 {
-		return b.start(ctx, b.Size, kiln.BootCold, func(_ context.Context, s started) error {
-			b.cold.Add(s.answered)
-			return nil
-		})
+		return b.start(ctx, b.Size, kiln.BootCold, addTo(&b.cold))
 	}
 	return nil
+}
+
+// roundSpawned measures restores by VMMs that were started ahead. Meanwhile none is started.
+func (b *booting) roundSpawned(ctx context.Context) error {
+	if err := b.start(ctx, b.Size, kiln.BootSpawned, addTo(&b.spawned)); err != nil || b.Large == b.Size {
+		return err
+	}
+	if err := b.awaitSpawned(ctx, b.Size, b.Large); err != nil {
+		return err
+	}
+	return b.start(ctx, b.Large, kiln.BootSpawned, addTo(&b.spawnedLarge))
+}
+
+// addTo notes how soon the daemon answered.
+func addTo(sample *Sample) func(context.Context, started) error {
+	return func(_ context.Context, s started) error {
+		sample.Add(s.answered)
+		return nil
+	}
 }
 
 // started is a sandbox with what its start took.
@@ -100,6 +121,9 @@ func (b *booting) start(ctx context.Context, size string, mode kiln.BootMode, us
 	sb, err := b.Client.CreateSandbox(ctx, api.CreateSandboxRequest{Template: b.Template, Size: size, BootMode: string(mode)})
 	if err != nil {
 		return err
+	}
+	if size == b.Large {
+		b.largeMiB = sb.MemoryMiB
 	}
 	s.id, s.handOut, s.answered = sb.ID, time.Since(s.begun), time.Duration(sb.BootUS)*time.Microsecond
 	uerr := use(ctx, s)
@@ -163,12 +187,70 @@ func (b *booting) awaitSnapshots(ctx context.Context) error {
 	return nil
 }
 
+// pollPool is how often the pool is asked for its state. Nothing is measured meanwhile.
+const pollPool = 20 * time.Millisecond
+
+// awaitSpawned makes sure that a VMM has been started ahead for each size, and that the
+// pool has come to rest. To ask for one is to have one started.
+func (b *booting) awaitSpawned(ctx context.Context, sizes ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, bakePatience)
+	defer cancel()
+	for _, size := range sizes {
+		asked := false
+		for {
+			ready, err := b.hasSpawned(ctx, size)
+			if err != nil {
+				return err
+			}
+			if ready {
+				break
+			}
+			if !asked {
+				err := b.start(ctx, size, kiln.BootSpawned, func(context.Context, started) error { return nil })
+				if err != nil && kiln.CodeOf(err) != kiln.CodeConflict {
+					return err
+				}
+				asked = err != nil
+				continue
+			}
+			select {
+			case <-time.After(pollPool):
+			case <-ctx.Done():
+				return kiln.Errorf(kiln.CodeConflict, "the server starts no VMM ahead at size %s: %w", size, ctx.Err()).
+					WithHint("its configuration should have pool.spawn_ahead = 1 or more")
+			}
+		}
+	}
+	return nil
+}
+
+// hasSpawned reports whether a VMM waits and no slot is lacking.
+func (b *booting) hasSpawned(ctx context.Context, size string) (found bool, err error) {
+	list, err := b.Client.WarmSlots(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, s := range list {
+		if s.Template != b.Template {
+			continue
+		}
+		if s.Ready < s.Target() {
+			return false, nil
+		}
+		found = found || s.Size == size && s.Spawned > 0
+	}
+	return found, nil
+}
+
 func (b *booting) report() *Report {
 	r := &Report{Name: "boot"}
+	large := fmt.Sprintf("%s (%d MiB)", b.Large, b.largeMiB)
 	bare := b.bare.Quantile(50)
 	r.row("bare QEMU, process start to QMP", b.bare, bare)
 	r.row("restore, request to daemon's answer", b.restore, bare)
-	r.row("the same at size "+b.Large, b.large, bare)
+	r.row("the same at size "+large, b.large, bare)
+	r.row("restore, VMM started ahead, request to daemon's answer", b.spawned, bare)
+	r.row("the same at size "+large, b.spawnedLarge, bare)
 	r.row("restore, request to hand-out with identity", b.handOut, bare)
 	r.row("restore, request to end of first command", b.command, bare)
 	r.row("first command by itself", b.firstRun, bare)
@@ -179,7 +261,11 @@ func (b *booting) report() *Report {
 	r.ratio("restore to answer / bare QEMU, p50", restore, bare, 2.5, false)
 	r.ratio("restore to answer, p99 / p50", b.restore.Quantile(99), restore, 2, false)
 	r.ratio("cold boot / restore, p50", b.cold.Quantile(50), restore, 20, true)
-	r.ratio("restore at "+b.Large+" / at "+b.Size+", p50", b.large.Quantile(50), restore, 1.05, false)
+	r.ratio("restore at "+large+" / at "+b.Size+", p50", b.large.Quantile(50), restore, 1.05, false)
+	spawned := b.spawned.Quantile(50)
+	r.ratio("restore, VMM started ahead / bare QEMU, p50", spawned, bare, 1.3, false)
+	r.ratio("restore, VMM started ahead, p99 / p50", b.spawned.Quantile(99), spawned, 2, false)
+	r.ratio("the same at "+large+" / at "+b.Size+", p50", b.spawnedLarge.Quantile(50), spawned, 1.05, false)
 	r.ratio("first command / tenth command, p50", b.firstRun.Quantile(50), b.later.Quantile(50), 3, false)
 	return r
 }

@@ -184,7 +184,7 @@ func Default() Config {
 		Network: defaultNetwork(),
 		Sandbox: Sandbox{Overcommit: 2, ReserveMB: 512, Cgroups: "auto", DefaultTTL: Duration(kiln.DefaultTTL)},
 		GC:      defaultGC(),
-		Pool:    Pool{MaxDemand: 2},
+		Pool:    Pool{MaxDemand: 2, SpawnAhead: 1},
 		API:     API{RequestTimeout: Duration(30 * time.Second), ShutdownTimeout: Duration(20 * time.Second)},
 	}
 }

@@ -16,6 +16,9 @@ type Pool struct {
 	// MaxMemoryMB bounds the memory of all slots in MiB; 0 means a quarter of what the host
 	// may promise.
 	MaxMemoryMB int `toml:"max_memory_mb"`
+	// SpawnAhead is how many VMMs are started ahead of each version and size that was asked
+	// for lately or has slots.
+	SpawnAhead int `toml:"spawn_ahead"`
 	// Targets are slots that are always kept, by template, with "/size" behind it for
 	// another size than the template's default.
 	Targets map[string]int `toml:"targets"`
@@ -27,6 +30,9 @@ func (c *Config) checkPool() error {
 	}
 	if c.Pool.MaxMemoryMB < 0 {
 		return invalid("pool.max_memory_mb", "must not be negative")
+	}
+	if c.Pool.SpawnAhead < 0 {
+		return invalid("pool.spawn_ahead", "must not be negative")
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Pool.Targets)) {
 		key := "pool.targets." + name

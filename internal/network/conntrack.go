@@ -13,12 +13,7 @@ import (
 // cut forgets the connections of the guest for which unwanted says so: the answers to
 // what it sent have no way in any more.
 func (s *Slot) cut(unwanted func(Packet) bool) error {
-	h, err := netlink.NewHandleAt(s.ns, unix.NETLINK_NETFILTER)
-	if err != nil {
-		return fmt.Errorf("connections: %w", err)
-	}
-	defer h.Close()
-	if _, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, flowFilter(unwanted)); err != nil {
+	if _, err := s.flows.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, flowFilter(unwanted)); err != nil {
 		return fmt.Errorf("cut connections: %w", err)
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/kilnvm/kiln"
 )
@@ -151,7 +152,12 @@ func (e *examination) rules() Finding {
 		if err := c.Flush(); err != nil {
 			return err
 		}
-		return (&Slot{ns: e.inner}).cut(func(Packet) bool { return true })
+		flows, err := netlink.NewHandleAt(e.inner, unix.NETLINK_NETFILTER)
+		if err != nil {
+			return fmt.Errorf("connections: %w", err)
+		}
+		defer flows.Close()
+		return (&Slot{flows: flows}).cut(func(Packet) bool { return true })
 	}()
 	if f.Err != nil {
 		f.Fix = "modprobe -a nf_tables nft_chain_nat nft_masq nft_ct nft_reject_ipv4 nf_conntrack_netlink"

@@ -38,6 +38,7 @@ func (p *Pool) Crash() {
 	for _, s := range p.all() {
 		s.names.close()
 		_ = s.rules.CloseLasting()
+		s.flows.Close()
 		_ = s.ns.Close()
 	}
 	_ = p.instance.file.Close()

@@ -9,7 +9,9 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
+	vnetlink "github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/guestnet"
@@ -26,6 +28,7 @@ type Slot struct {
 
 	mu      sync.Mutex // orders changes of the rules
 	rules   *nftables.Conn
+	flows   *vnetlink.Handle // of connections
 	decider *Decider
 	owner   string
 	lent    bool
@@ -62,6 +65,11 @@ func (s *Slot) make(ctx context.Context) error {
 	}))
 	if err != nil {
 		return err
+	}
+	// It stays open like that of the rules: to close a socket of netfilter is to wait until
+	// the kernel has cleared away what the last change of the rules left, some 10 ms.
+	if s.flows, err = vnetlink.NewHandleAt(s.ns, unix.NETLINK_NETFILTER); err != nil {
+		return fmt.Errorf("connections: %w", err)
 	}
 	if err := s.apply(nothing(), true); err != nil {
 		return err
@@ -210,6 +218,9 @@ func (s *Slot) remove() error {
 	var errs []error
 	if s.rules != nil {
 		errs = append(errs, s.rules.CloseLasting())
+	}
+	if s.flows != nil {
+		s.flows.Close()
 	}
 	if s.ns.IsOpen() {
 		errs = append(errs, s.ns.Close())

@@ -29,7 +29,9 @@ type box struct {
 	// claimed is nil but for a warm slot, and closed when it stops being one.
 	claimed   chan struct{}
 	claimOnce func()
-	traffic   *traffic
+	// spawned is true for a slot that has not run yet: a VMM that was started ahead.
+	spawned bool
+	traffic *traffic
 
 	mu      sync.Mutex
 	view    kiln.Sandbox

@@ -60,7 +60,15 @@ func (m *Manager) register(ctx context.Context, p *plan, req CreateRequest, now 
 	if b != nil {
 		return m.enter(ctx, b)
 	}
-	return m.admit(ctx, p, view)
+	release, err := m.reserve(view.OrgID, p.size)
+	if err != nil {
+		return nil, nil, err
+	}
+	if b := m.claimSpawned(p); b != nil {
+		b.become(view, p, release)
+		return m.enter(ctx, b)
+	}
+	return m.enter(ctx, m.newBox(view, p, release))
 }
 
 // admit is register for a sandbox that is described already, without a warm slot.

@@ -60,21 +60,34 @@ func (m *maze) create(t *testing.T, mode kiln.BootMode, policy kiln.EgressPolicy
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.BootMode != mode {
-		t.Fatalf("it started by %s instead of %s", s.BootMode, mode)
+	if want := reported(mode); s.BootMode != want {
+		t.Fatalf("it started by %s instead of %s", s.BootMode, want)
 	}
 	return s.ID
 }
 
+// reported is what a sandbox says that was asked for by mode.
+func reported(mode kiln.BootMode) kiln.BootMode {
+	if mode == kiln.BootSpawned {
+		return kiln.BootSnapshot
+	}
+	return mode
+}
+
 // claim fills the warm pool and has the sandbox take what is in it.
-func (m *maze) claim(t *testing.T, policy kiln.EgressPolicy) string {
+func (m *maze) claim(t *testing.T, mode kiln.BootMode, policy kiln.EgressPolicy) string {
 	t.Helper()
+	start := m.newSlot
+	if mode == kiln.BootSpawned {
+		start = m.spawn
+	}
 	p, err := m.plan(t.Context(), hello())
 	if err != nil {
 		t.Fatal(err)
 	}
+	m.warm.limits.SpawnAhead = 1
 	m.warm.aim(map[shelfKey]aim{p.shelf(): {plan: p, slots: 1}}, func(*plan) bool { return true }, time.Now())
-	b, err := m.newSlot(t.Context(), p)
+	b, err := start(t.Context(), p)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +97,7 @@ func (m *maze) claim(t *testing.T, policy kiln.EgressPolicy) string {
 	if leaks := m.seen(); len(leaks) > 0 {
 		t.Errorf("a slot that nobody has claimed let out %q", leaks)
 	}
-	return m.create(t, kiln.BootWarm, policy)
+	return m.create(t, mode, policy)
 }
 
 // changed is a sandbox that had another policy until it runs under this one.
@@ -216,7 +229,8 @@ var startPaths = []struct {
 }{
 	{"cold", func(m *maze, t *testing.T, _, p kiln.EgressPolicy) string { return m.create(t, kiln.BootCold, p) }},
 	{"restored", func(m *maze, t *testing.T, _, p kiln.EgressPolicy) string { return m.create(t, kiln.BootSnapshot, p) }},
-	{"warm", func(m *maze, t *testing.T, _, p kiln.EgressPolicy) string { return m.claim(t, p) }},
+	{"warm", func(m *maze, t *testing.T, _, p kiln.EgressPolicy) string { return m.claim(t, kiln.BootWarm, p) }},
+	{"spawned", func(m *maze, t *testing.T, _, p kiln.EgressPolicy) string { return m.claim(t, kiln.BootSpawned, p) }},
 	{"woken", (*maze).wake},
 	{"forked", (*maze).fork},
 }

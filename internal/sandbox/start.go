@@ -46,7 +46,7 @@ func (m *Manager) startVM(ctx context.Context, b *box, requested time.Time) erro
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		m.log.Error("warm slot failed", "sandbox", b.id, "template", b.plan.template.Name, "error", err)
+		m.log.Error("slot failed", "sandbox", b.id, "spawned", b.spawned, "template", b.plan.template.Name, "error", err)
 		if err := m.strip(b); err != nil {
 			return err
 		}
@@ -101,6 +101,9 @@ func (m *Manager) chooseStart(ctx context.Context, b *box) (*kiln.Snapshot, erro
 	case kiln.BootWarm:
 		return nil, kiln.Errorf(kiln.CodeConflict, "no warm slot of template %q at size %s is ready", b.plan.template.Name, b.plan.size.Name).
 			WithHint("`kiln pool set %s --slots N` keeps some; `kiln pool list` shows them", b.plan.template.Name)
+	case kiln.BootSpawned:
+		return nil, kiln.Errorf(kiln.CodeConflict, "no VMM was started ahead for template %q at size %s", b.plan.template.Name, b.plan.size.Name).
+			WithHint("pool.spawn_ahead in the server's configuration starts some for what was asked for lately: try again in some seconds")
 	}
 	snap, err := m.usableSnapshot(ctx, b)
 	if err == nil && snap == nil && b.plan.bootMode == kiln.BootSnapshot {

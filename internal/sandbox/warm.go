@@ -27,7 +27,9 @@ const lookAround = 15 * time.Second
 // once, after Reconcile.
 //
 // One slot is made at a time, and none while the host is busy with starts. A slot counts in
-// the memory that the host may promise, and gives way to a sandbox that needs it.
+// the memory that the host may promise, and gives way to a sandbox that needs it. A VMM that
+// is started ahead is a slot whose guest has not run: it counts in no memory, because it
+// shares all of its guest's with the snapshot until it is claimed.
 func (m *Manager) KeepWarm(ctx context.Context) {
 	defer func() {
 		for _, b := range m.warm.close() {
@@ -39,10 +41,10 @@ func (m *Manager) KeepWarm(ctx context.Context) {
 		if err := m.aimPool(ctx); err != nil && ctx.Err() == nil {
 			m.log.Error("warm pool", "error", err)
 		}
-		want, retry := m.warm.next(time.Now(), m.warmMemory())
+		lacking, retry := m.warm.next(time.Now(), m.warmMemory())
 		switch {
-		case want != nil && m.admission.calm():
-			m.addSlot(ctx, want)
+		case lacking != nil && m.admission.calm():
+			m.addSlot(ctx, lacking)
 			continue
 		case !retry.IsZero() && retry.Before(again):
 			again = retry
@@ -145,12 +147,16 @@ func ownerOf(t *kiln.Template) string {
 }
 
 // addSlot makes one slot and puts it into the pool.
-func (m *Manager) addSlot(ctx context.Context, p *plan) {
-	b, err := m.newSlot(ctx, p)
+func (m *Manager) addSlot(ctx context.Context, l *lack) {
+	p, start := l.plan, m.newSlot
+	if l.spawned {
+		start = m.spawn
+	}
+	b, err := start(ctx, p)
 	if err != nil {
 		if ctx.Err() == nil {
 			m.warm.failed(p, err)
-			m.log.Warn("no warm slot", "template", p.template.Name, "version", p.version.Number, "size", p.size.Name, "error", err)
+			m.log.Warn("no slot", "spawned", l.spawned, "template", p.template.Name, "version", p.version.Number, "size", p.size.Name, "error", err)
 		}
 		return
 	}
@@ -176,8 +182,17 @@ func (m *Manager) claim(p *plan, view kiln.Sandbox) (*box, error) {
 		leave()
 		return nil, nil
 	}
-	b.become(view, p, leave)
+	giveBack := b.release
+	b.become(view, p, func() { leave(); giveBack() })
 	return b, nil
+}
+
+// claimSpawned takes a VMM that was started ahead. It returns nil when there is none.
+func (m *Manager) claimSpawned(p *plan) *box {
+	if p.bootMode != "" && p.bootMode != kiln.BootSpawned {
+		return nil
+	}
+	return m.warm.claimSpawned(p, time.Now())
 }
 
 // reserve takes a seat and a promise of memory for a sandbox.
@@ -215,14 +230,13 @@ func (m *Manager) promise(size kiln.Size) (release func(), err error) {
 }
 
 // become makes a slot the sandbox that was asked for. It keeps its name, which is in the
-// names of everything that it holds.
-func (b *box) become(view kiln.Sandbox, p *plan, leave func()) {
+// names of everything that it holds. release gives back what is promised to it.
+func (b *box) become(view kiln.Sandbox, p *plan, release func()) {
 	b.claimOnce()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	view.ID, view.Process = b.id, b.view.Process
-	giveBack := b.release
-	b.plan, b.view, b.release = p, view, func() { leave(); giveBack() }
+	b.plan, b.view, b.release = p, view, release
 	b.front.UseToken(view.AccessToken)
 }
 
@@ -234,15 +248,33 @@ func (m *Manager) newSlot(ctx context.Context, p *plan) (*box, error) {
 	if err != nil {
 		return nil, err
 	}
+	return m.makeSlot(ctx, m.slotBox(p, release), "warm slot", m.warmUp)
+}
+
+// spawn starts a VMM ahead of its request: a slot whose guest has not run since its capture.
+func (m *Manager) spawn(ctx context.Context, p *plan) (*box, error) {
+	b := m.slotBox(p, nil)
+	b.spawned = true
+	return m.makeSlot(ctx, b, "start VMM ahead", m.restoreSlot)
+}
+
+// slotBox returns the box of a slot. Its policy lets nothing out.
+func (m *Manager) slotBox(p *plan, release func()) *box {
 	view := kiln.Sandbox{ID: kiln.NewSandboxID(), Egress: kiln.EgressPolicy{Mode: kiln.EgressDenyAll}}
 	b := m.newBox(view, p, release)
 	b.claimed = make(chan struct{})
 	b.claimOnce = sync.OnceFunc(func() { close(b.claimed) })
+	return b
+}
+
+// makeSlot has the slot b made. If that fails nothing is left of it.
+func (m *Manager) makeSlot(ctx context.Context, b *box, what string, do func(context.Context, *box) error) (*box, error) {
 	ctx, cancel := context.WithTimeout(ctx, m.opts.Limits.RestoreTimeout)
 	defer cancel()
-	ctx, end := span.Begin(ctx, m.opts.Traces, "warm slot", trace.SpanKindInternal, attribute.String("kiln.sandbox", b.id),
+	p := b.plan
+	ctx, end := span.Begin(ctx, m.opts.Traces, what, trace.SpanKindInternal, attribute.String("kiln.sandbox", b.id),
 		attribute.String("kiln.template", p.template.ID), attribute.Int("kiln.version", p.version.Number), attribute.String("kiln.size", p.size.Name))
-	err = m.warmUp(ctx, b)
+	err := m.inTurn(ctx, b, do)
 	end(err)
 	if err != nil {
 		m.discard(b)
@@ -251,14 +283,20 @@ func (m *Manager) newSlot(ctx context.Context, p *plan) (*box, error) {
 	return b, nil
 }
 
-var errNoSnapshot = errors.New("its golden snapshot is still being made")
-
-func (m *Manager) warmUp(ctx context.Context, b *box) error {
+// inTurn waits for a turn to start a VM, does it, and ends the turn.
+func (m *Manager) inTurn(ctx context.Context, b *box, do func(context.Context, *box) error) error {
 	done, err := m.turn(ctx)
 	if err != nil {
 		return err
 	}
 	defer done()
+	return do(ctx, b)
+}
+
+var errNoSnapshot = errors.New("its golden snapshot is still being made")
+
+// restoreSlot restores the clone of a slot. It is paused.
+func (m *Manager) restoreSlot(ctx context.Context, b *box) error {
 	ctx, release := m.opts.Blobs.Hold(ctx) // until the VM has them open
 	defer release()
 	if err := os.Mkdir(b.dir, 0o700); err != nil {
@@ -286,10 +324,19 @@ func (m *Manager) warmUp(ctx context.Context, b *box) error {
 		return errors.Join(err, machine.Kill())
 	}
 	b.adopt(machine, guest.Of(machine), process)
+	return nil
+}
+
+// warmUp restores the clone of a slot and has it run until it is warm. It is paused again.
+func (m *Manager) warmUp(ctx context.Context, b *box) error {
+	if err := m.restoreSlot(ctx, b); err != nil {
+		return err
+	}
+	machine := b.machine
 	if err := machine.Resume(ctx); err != nil {
 		return fmt.Errorf("resume: %w", err)
 	}
-	err = span.Do(ctx, "rehearse", func(ctx context.Context) error { return rehearse(ctx, b.client) })
+	err := span.Do(ctx, "rehearse", func(ctx context.Context) error { return rehearse(ctx, b.client) })
 	if err != nil {
 		return fmt.Errorf("the guest daemon: %w", err)
 	}
@@ -326,7 +373,7 @@ func (m *Manager) watchSlot(b *box) {
 	select {
 	case <-b.machine.Done():
 		if m.warm.take(b) {
-			m.log.Warn("warm slot ended", "sandbox", b.id, "template", b.plan.template.Name, "error", b.machine.Err())
+			m.log.Warn("slot ended", "sandbox", b.id, "spawned", b.spawned, "template", b.plan.template.Name, "error", b.machine.Err())
 			m.discard(b)
 			m.warm.wake()
 		}
@@ -361,7 +408,12 @@ func (m *Manager) startWarm(ctx context.Context, b *box, requested time.Time) er
 	if err := m.awaken(ctx, b, machine); err != nil {
 		return err
 	}
-	b.change(func(s *kiln.Sandbox) { s.BootMode, s.BootTime = kiln.BootWarm, time.Since(requested) })
+	mode := kiln.BootWarm
+	if b.spawned {
+		mode = kiln.BootSnapshot
+		span.Note(ctx, attribute.Bool("kiln.spawned_ahead", true))
+	}
+	b.change(func(s *kiln.Sandbox) { s.BootMode, s.BootTime = mode, time.Since(requested) })
 	go m.watch(b, machine)
 	return nil
 }

@@ -34,6 +34,7 @@ var (
 	sandboxesDesc = prometheus.NewDesc("kiln_sandboxes", "Living sandboxes by state.", []string{"state"}, nil)
 	readyDesc     = prometheus.NewDesc("kiln_warm_slots", "Warm slots that are ready to be claimed.", []string{"template", "size"}, nil)
 	targetDesc    = prometheus.NewDesc("kiln_warm_slots_target", "Warm slots that are to be kept.", []string{"template", "size"}, nil)
+	spawnedDesc   = prometheus.NewDesc("kiln_spawned_vmms", "VMMs that have been started ahead and wait.", []string{"template", "size"}, nil)
 	bytesDesc     = prometheus.NewDesc("kiln_network_bytes_total", "Bytes that sandboxes sent to and received from their network.", []string{"direction"}, nil)
 	slotsDesc     = prometheus.NewDesc("kiln_network_slots", "Network slots: used ones, and those that are prepared.", []string{"state"}, nil)
 	limitDesc     = prometheus.NewDesc("kiln_network_slots_limit", "Network slots that there are addresses for; 0 without a network.", nil, nil)
@@ -43,7 +44,7 @@ var (
 
 // Describe implements [prometheus.Collector].
 func (c *hostCollector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{sandboxesDesc, readyDesc, targetDesc, bytesDesc, deniedDesc, slotsDesc, limitDesc} {
+	for _, d := range []*prometheus.Desc{sandboxesDesc, readyDesc, targetDesc, spawnedDesc, bytesDesc, deniedDesc, slotsDesc, limitDesc} {
 		out <- d
 	}
 }
@@ -75,15 +76,17 @@ func (c *hostCollector) Collect(out chan<- prometheus.Metric) {
 // collectPool adds up the versions of a template.
 func (c *hostCollector) collectPool(out chan<- prometheus.Metric) {
 	type key struct{ template, size string }
-	ready, target := map[key]int{}, map[key]int{}
+	ready, target, spawned := map[key]int{}, map[key]int{}, map[key]int{}
 	for _, s := range c.host.Warm() {
 		k := key{c.templates.of(s.OrgID, s.TemplateID, s.Template), s.Size}
 		ready[k] += s.Ready
 		target[k] += s.Target()
+		spawned[k] += s.Spawned
 	}
 	for k, n := range ready {
 		out <- gauge(readyDesc, n, k.template, k.size)
 		out <- gauge(targetDesc, target[k], k.template, k.size)
+		out <- gauge(spawnedDesc, spawned[k], k.template, k.size)
 	}
 }
 

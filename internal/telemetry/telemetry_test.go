@@ -37,7 +37,7 @@ func (still) Traffic() kiln.NetworkUse        { return kiln.NetworkUse{SentBytes
 func (still) Warm() []kiln.WarmShelf {
 	return []kiln.WarmShelf{
 		{Template: "python", TemplateID: "tmpl_p", Version: 2, Size: "s", Set: 2, Ready: 1},
-		{Template: "python", TemplateID: "tmpl_p", Version: 1, Size: "s", Ready: 4},
+		{Template: "python", TemplateID: "tmpl_p", Version: 1, Size: "s", Ready: 4, Spawned: 3},
 		{Template: "own", TemplateID: "tmpl_o", OrgID: "org", Version: 1, Size: "s", Demand: 1},
 	}
 }
@@ -124,6 +124,7 @@ func TestMetrics(t *testing.T) {
 		{"kiln_sandboxes", 3, []string{"state=running"}},
 		{"kiln_sandboxes", 0, []string{"state=paused"}},
 		{"kiln_warm_slots", 5, []string{"size=s", "template=python"}},
+		{"kiln_spawned_vmms", 3, []string{"size=s", "template=python"}},
 		{"kiln_warm_slots_target", 2, []string{"size=s", "template=python"}},
 		{"kiln_warm_slots_target", 1, []string{"size=s", "template=tmpl_o"}},
 		{"kiln_network_bytes_total", 7, []string{"direction=sent"}},

@@ -52,5 +52,6 @@ func sandboxLimits(cfg config.Config) sandbox.Limits {
 }
 
 func warmLimits(cfg config.Config) sandbox.WarmLimits {
-	return sandbox.WarmLimits{MaxDemand: cfg.Pool.MaxDemand, MaxMemoryMiB: cfg.Pool.MaxMemoryMB, Targets: cfg.Pool.Targets}
+	return sandbox.WarmLimits{MaxDemand: cfg.Pool.MaxDemand, MaxMemoryMiB: cfg.Pool.MaxMemoryMB, Targets: cfg.Pool.Targets,
+		SpawnAhead: cfg.Pool.SpawnAhead}
 }
