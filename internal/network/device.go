@@ -154,7 +154,7 @@ func leftovers(in *instance, host netns.NsHandle) error {
 		}
 	}
 	errs = append(errs, inside(host, func() error {
-		links, err := netlink.LinkList()
+		links, err := whole(netlink.LinkList)
 		if err != nil {
 			return err
 		}

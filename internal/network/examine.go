@@ -307,7 +307,7 @@ func (e *examination) routes() Finding {
 	f := Finding{Name: "network subnet", Detail: e.settings.Subnet + " is free for sandboxes", Minor: true}
 	subnet, _ := subnetOf(e.settings.Subnet)
 	f.Err = inside(e.host, func() error {
-		routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+		routes, err := whole(routesV4)
 		if err != nil {
 			return err
 		}

@@ -3,8 +3,6 @@ package network_test
 import (
 	"testing"
 
-	"github.com/vishvananda/netlink"
-
 	"github.com/kilnvm/kiln/internal/hostcmd"
 	"github.com/kilnvm/kiln/internal/network"
 	"github.com/kilnvm/kiln/internal/network/networktest"
@@ -17,7 +15,7 @@ func TestExamine(t *testing.T) {
 	w := networktest.New(t)
 	links := func() (n int) {
 		w.In(t, w.Host, func() error {
-			list, err := netlink.LinkList()
+			list, err := network.Links()
 			n = len(list)
 			return err
 		})

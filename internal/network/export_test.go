@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/kilnvm/kiln"
 )
 
@@ -62,3 +64,6 @@ func (p *Pool) NamespaceGlob() string { return filepath.Join(netnsDir, p.instanc
 
 // Remove unmakes a slot instead of keeping it.
 func (s *Slot) Remove() error { return s.remove() }
+
+// Links lists the links of the present namespace while others come and go.
+func Links() ([]netlink.Link, error) { return whole(netlink.LinkList) }

@@ -6,7 +6,6 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 )
 
@@ -87,7 +86,7 @@ func removeHost(inst *instance, host netns.NsHandle) error {
 func hostAddresses(host netns.NsHandle, p plan) ([]netip.Addr, error) {
 	var list []netip.Addr
 	err := inside(host, func() error {
-		addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+		addrs, err := whole(addressesV4)
 		for _, a := range addrs {
 			if addr, ok := netip.AddrFromSlice(a.IP.To4()); ok && !p.subnet.has(addr) {
 				list = append(list, addr)

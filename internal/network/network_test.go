@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 
 	"github.com/kilnvm/kiln"
@@ -373,7 +372,7 @@ func tracesOf(t *testing.T, w *networktest.World, pool *network.Pool) traces {
 	t.Helper()
 	tr := traces{hostRules: w.HostRules(t)}
 	w.In(t, w.Host, func() error {
-		links, err := netlink.LinkList()
+		links, err := network.Links()
 		tr.links = len(links)
 		return err
 	})
