@@ -35,7 +35,7 @@ func TestPool(t *testing.T) {
 		status             int
 		want               string
 	}{
-		{"GET", "/v1/pool", "", 200, `[{"template_id":"tmpl_a","template":"a","version":2,"size":"s","set":1,"demand":2,"ready":1,"hits":3,"misses":4}]`},
+		{"GET", "/v1/pool", "", 200, `[{"template_id":"tmpl_a","template":"a","version":2,"size":"s","set":1,"demand":2,"ready":1,"hits":3,"misses":4,"spawned":0,"spawned_hits":0}]`},
 		{"PUT", "/v1/pool/a", `{"slots":3}`, 200, `{"template_id":"tmpl_a","size":"s","slots":3}`},
 		{"PUT", "/v1/pool/a", `{"slots":0,"size":"l"}`, 200, `"slots":0`},
 		{"PUT", "/v1/pool/b", `{"slots":1}`, 404, `does not exist`},
