@@ -42,7 +42,7 @@
 // Attend is a call without a request, made right before a capture. After its reply the guest
 // looks for the next frame over and over instead of sleeping until an interrupt tells of
 // it. A clone then has neither to wake from idleness nor to schedule its reader before it
-// reads: a third of all code up to its first reply. A guest that nobody speaks to goes to
+// reads: nearly a quarter of all code up to its first reply. A guest that nobody speaks to goes to
 // sleep after half a second.
 //
 // So the bytes of one session are never seen by another, whatever was cut off where.
