@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -38,12 +39,37 @@ type QuotaRequest struct {
 	BurstOps      *int     `json:"burst_ops,omitempty" doc:"Disk operations for up to a second after a pause"`
 }
 
+// quotaField is a key of a request, its value or nil, and the value in the quota.
+type quotaField struct {
+	key  string
+	from *int
+	to   *int
+}
+
+func (r *QuotaRequest) fields(q *kiln.Quota) []quotaField {
+	return []quotaField{
+		{"disk_size_mb", r.DiskMB, &q.DiskMB}, {"bandwidth_mbps", r.BandwidthMBps, &q.Limits.BandwidthMBps},
+		{"ops_per_sec", r.OpsPerSec, &q.Limits.OpsPerSec}, {"burst_mbps", r.BurstMBps, &q.Limits.BurstMBps},
+		{"burst_ops", r.BurstOps, &q.Limits.BurstOps},
+	}
+}
+
+// check refuses a request that changes nothing: unknown keys are let pass, so that a
+// misspelt one would look as if it had been obeyed.
+func (r *QuotaRequest) check() error {
+	var keys []string
+	for _, f := range r.fields(&kiln.Quota{}) {
+		if f.from != nil {
+			return nil
+		}
+		keys = append(keys, f.key)
+	}
+	return kiln.Errorf(kiln.CodeInvalid, "the quota request changes nothing").WithHint("give at least one of %s", strings.Join(keys, ", "))
+}
+
 // apply changes q as the request says.
 func (r *QuotaRequest) apply(q *kiln.Quota) {
-	for _, f := range []struct{ from, to *int }{
-		{r.DiskMB, &q.DiskMB}, {r.BandwidthMBps, &q.Limits.BandwidthMBps}, {r.OpsPerSec, &q.Limits.OpsPerSec},
-		{r.BurstMBps, &q.Limits.BurstMBps}, {r.BurstOps, &q.Limits.BurstOps},
-	} {
+	for _, f := range r.fields(q) {
 		if f.from != nil {
 			*f.to = *f.from
 		}
@@ -52,12 +78,9 @@ func (r *QuotaRequest) apply(q *kiln.Quota) {
 
 // note records what the request changed.
 func (r *QuotaRequest) note(ctx context.Context) {
-	for key, value := range map[string]*int{
-		"disk_size_mb": r.DiskMB, "bandwidth_mbps": r.BandwidthMBps, "ops_per_sec": r.OpsPerSec,
-		"burst_mbps": r.BurstMBps, "burst_ops": r.BurstOps,
-	} {
-		if value != nil {
-			note(ctx, key, strconv.Itoa(*value))
+	for _, f := range r.fields(&kiln.Quota{}) {
+		if f.from != nil {
+			note(ctx, f.key, strconv.Itoa(*f.from))
 		}
 	}
 }
@@ -103,6 +126,9 @@ func (s *Server) captureTemplate(ctx context.Context, in *captureInput) (*buildO
 }
 
 func (s *Server) updateQuota(ctx context.Context, in *quotaInput) (*quotaOutput, error) {
+	if err := in.Body.check(); err != nil {
+		return nil, err
+	}
 	t, err := s.opts.Templates.UpdateQuota(ctx, orgOf(ctx), in.Name, in.Body.apply)
 	if err != nil {
 		return nil, err

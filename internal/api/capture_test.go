@@ -21,7 +21,10 @@ func TestCaptureAndQuota(t *testing.T) {
 		{"POST", "/v1/templates/capture", `{"name":"","sandbox":"ibox"}`, 400, "no name"},
 		{"PATCH", "/v1/templates/mine/quota", `{"bandwidth_mbps":100,"ops_per_sec":50}`, 200, `"bandwidth_mbps":100`},
 		{"PATCH", "/v1/templates/mine/quota", `{"ops_per_sec":0,"disk_size_mb":2048}`, 200, `{"disk_size_mb":2048,"limits":{"bandwidth_mbps":100}}`},
+		{"PATCH", "/v1/templates/mine/quota", `{"ops_per_sec":0,"colour":1}`, 200, "bandwidth_mbps"},
 		{"PATCH", "/v1/templates/mine/quota", `{"burst_ops":5}`, 400, "burst_ops"},
+		{"PATCH", "/v1/templates/mine/quota", `{"disk_mb":-5}`, 400, "disk_size_mb"},
+		{"PATCH", "/v1/templates/mine/quota", `{}`, 400, "disk_size_mb"},
 		{"PATCH", "/v1/templates/gone/quota", `{"burst_ops":5}`, 404, "gone"},
 	} {
 		status, answer := ts.do(t, c.method, c.path, "application/json", strings.NewReader(c.body))
