@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
@@ -95,13 +96,38 @@ func (a *app) sandboxExec() *cobra.Command {
 			if detach {
 				run = a.detach
 			}
-			return ownFailure(run(cmd.Context(), c, args[0], e, vars, args[1:]))
+			return ownFailure(whyGone(cmd.Context(), c, args[0], run(cmd.Context(), c, args[0], e, vars, args[1:])))
 		},
 	}
 	e.add(cmd)
 	cmd.Flags().StringArrayVarP(&env, "env", "e", nil, "NAME=VALUE for this command (repeatable)")
 	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "let the command run on by itself and print its process ID")
 	return cmd
+}
+
+// whyTimeout bounds the question what became of a sandbox.
+const whyTimeout = 5 * time.Second
+
+// whyGone returns err, or, if it says that the sandbox is gone, what became of it as far as
+// the server knows.
+func whyGone(ctx context.Context, c *client.Client, id string, err error) error {
+	if !errors.Is(err, guest.ErrGone) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, whyTimeout)
+	defer cancel()
+	sb, asked := c.GetSandbox(ctx, id)
+	if kiln.CodeOf(asked) == kiln.CodeNotFound {
+		return asked
+	}
+	if asked != nil || sb.Reason == "" {
+		return err
+	}
+	verb := "has ended"
+	if sb.Status == kiln.SandboxFailed {
+		verb = "has failed"
+	}
+	return &kiln.Error{Code: kiln.CodeNotFound, Message: fmt.Sprintf("sandbox %q %s: %s", id, verb, sb.Reason), Err: err}
 }
 
 // ownFailure marks what is not the command's exit as Kiln's failure.
