@@ -96,8 +96,11 @@ until that is ready the old one serves. Interrupting the command cancels the bui
 
 --builtin builds a built-in template now rather than on its first use.`,
 		Args: func(cmd *cobra.Command, args []string) error {
+			if builtIn != "" && len(args) > 0 {
+				return fmt.Errorf("--builtin %s names the template: it takes no NAME and no DIR", builtIn)
+			}
 			if builtIn != "" {
-				return cobra.NoArgs(cmd, args)
+				return nil
 			}
 			return cobra.RangeArgs(1, 2)(cmd, args)
 		},
@@ -415,6 +418,9 @@ func (a *app) follow(ctx context.Context, c *client.Client, b *api.Build) error 
 	end, err := a.watch(ctx, c, b.ID, client.LogOptions{Follow: true})
 	if err != nil && ctx.Err() != nil {
 		return errors.Join(kiln.Errorf(kiln.CodeCanceled, "interrupted: the build of %s is being cancelled", b.Name), cancelBuild(ctx, c, b.ID))
+	}
+	if kiln.CodeOf(err) == kiln.CodeNotFound { // it was there when it was queued
+		return kiln.Errorf(kiln.CodeNotFound, "template %s was deleted; its build was cancelled", b.Name)
 	}
 	if err != nil {
 		return err

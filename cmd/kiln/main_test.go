@@ -58,6 +58,7 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"bench", "boot", "-t", "x"}, 6, "no server is running"},
 		{[]string{"bench", "boot", "-t", "x", "--own"}, 2, "exclude each other"},
 		{[]string{"bench", "boot", "-t", "x", "--rounds", "0"}, 2, "--rounds"},
+		{[]string{"templates", "build", "mine", "--builtin", "go"}, 2, "takes no NAME"},
 		{[]string{"wait", "--timeout", "150ms"}, 6, "not ready"},
 		{[]string{"rootfs", "ls", "./nowhere.ext4"}, 3, "no such image"},
 		{[]string{"serve", "--listen", "nonsense"}, 2, "listen"},

@@ -97,11 +97,12 @@ func TestLoad(t *testing.T) {
 
 func TestValidateNamesTheKey(t *testing.T) {
 	for key, change := range map[string]func(*Config){
-		"build.images_dir":     func(c *Config) { c.Build.ImagesDir = "images" },
-		"vm.bundle_dir":        func(c *Config) { c.VM.BundleDir = "bundle" },
-		"data_dir":             func(c *Config) { c.DataDir = "relative" },
-		"listen":               func(c *Config) { c.Listen = "7070" },
-		"log.level":            func(c *Config) { c.Log.Level = "loud" },
+		"build.images_dir": func(c *Config) { c.Build.ImagesDir = "images" },
+		"vm.bundle_dir":    func(c *Config) { c.VM.BundleDir = "bundle" },
+		"data_dir":         func(c *Config) { c.DataDir = "relative" },
+		"listen":           func(c *Config) { c.Listen = "7070" },
+		"log.level":        func(c *Config) { c.Log.Level = "loud" },
+		`protocol "json" is not one of http/protobuf, grpc`: func(c *Config) { c.Telemetry.Protocol = "json" },
 		"log.format":           func(c *Config) { c.Log.Format = "xml" },
 		"build.timeout":        func(c *Config) { c.Build.Timeout = 0 },
 		"build.ready_timeout":  func(c *Config) { c.Build.ReadyTimeout = 0 },

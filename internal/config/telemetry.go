@@ -33,5 +33,8 @@ func (c *Config) checkTelemetry() error {
 			return invalid("telemetry.endpoint", "is not a URL like http://collector:4318")
 		}
 	}
-	return oneOf("telemetry.protocol", c.Telemetry.Protocol, "", "http/protobuf", "grpc")
+	if c.Telemetry.Protocol == "" {
+		return nil
+	}
+	return oneOf("telemetry.protocol", c.Telemetry.Protocol, "http/protobuf", "grpc")
 }
