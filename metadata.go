@@ -22,6 +22,9 @@ type Metadata struct {
 	// PostRestore is a shell command that is run in every restored clone, with its new
 	// identity in place, before the sandbox is handed out.
 	PostRestore string `json:"post_restore,omitempty"`
+	// Init is what runs as process 1: "" for Kiln's daemon, [InitSystemd] for the
+	// image's own systemd with the daemon as one of its services.
+	Init string `json:"init,omitempty"`
 	// Smoke is a shell command that succeeds in a sandbox if the template is good.
 	Smoke string `json:"smoke,omitempty"`
 	// DiskMB is the size of the writable scratch disk in MiB; 0 means [DefaultDiskMB].
@@ -45,6 +48,9 @@ type MetadataBuild struct {
 // BaseArg is the build argument that stands for the chosen base image: "ARG BASE" before
 // the first FROM, then "FROM ${BASE}".
 const BaseArg = "BASE"
+
+// InitSystemd is the value of [Metadata.Init] for templates that boot their own systemd.
+const InitSystemd = "systemd"
 
 // DefaultDiskMB is the size of a scratch disk in MiB when the template names none.
 const DefaultDiskMB = 1024

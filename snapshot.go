@@ -46,6 +46,7 @@ type VMSpec struct {
 	Egress EgressPolicy
 	// PostRestore runs in every clone before it is handed out; no snapshot depends on it.
 	PostRestore string
+	Init        string     // see Metadata.Init
 	Disk        DiskLimits // not part of a snapshot: they hold from the moment a VM starts
 }
 
@@ -56,7 +57,7 @@ func (v *Version) VMSpec(size Size) VMSpec {
 		StartCmd: v.Metadata.StartCmd, ReadyCmd: v.Metadata.ReadyCmd, ScratchMB: v.ScratchMB(),
 		Egress:      v.Metadata.Egress,
 		PostRestore: v.Metadata.PostRestore,
-		Disk:        v.Metadata.Limits,
+		Init:        v.Metadata.Init, Disk: v.Metadata.Limits,
 	}
 }
 
@@ -98,6 +99,7 @@ func (k SnapshotKey) Digest() Digest {
 		Add("working-dir", k.Config.WorkingDir).
 		AddMap("template-env", k.Env).
 		Add("scratch-mb", strconv.Itoa(k.ScratchMB)).
+		Add("init", k.Init).
 		Add("network", strconv.FormatBool(k.Network)).
 		Add("egress", k.Egress.key()).
 		Key()

@@ -5,6 +5,7 @@
 //
 //	kiln-sandboxd -listen tcp:127.0.0.1:49983
 //	kiln-sandboxd -listen unix:/run/kiln.sock
+//	kiln-sandboxd -listen host     # the channel to the host, as a service of systemd
 //
 // The number of processors never changes while it runs, so it need not look for changes.
 //
@@ -47,9 +48,11 @@ func main() {
 			return serve(ctx, l, children, log)
 		}})
 	}
-	listen := flag.String("listen", "", "address to serve: tcp:HOST:PORT or unix:PATH")
+	listen := flag.String("listen", "", "address to serve: tcp:HOST:PORT, unix:PATH, or host for the channel to the host")
 	flag.Parse()
-	if err := serveAddress(*listen, log); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	if err := serveListen(ctx, *listen, log); err != nil {
 		fmt.Fprintln(os.Stderr, "kiln-sandboxd:", err)
 		os.Exit(1)
 	}
@@ -59,8 +62,13 @@ func main() {
 func serve(ctx context.Context, l net.Listener, children *reap.Registry, log *slog.Logger) error {
 	ctx, shutdown := context.WithCancel(ctx)
 	defer shutdown()
+	return serveUntil(ctx, l, children, shutdown, log)
+}
+
+// serveUntil runs the daemon until ctx ends. powerOff is what a request for a shutdown leads to.
+func serveUntil(ctx context.Context, l net.Listener, children *reap.Registry, powerOff func(), log *slog.Logger) error {
 	daemon := sandboxd.New(sandboxd.Options{
-		System: &sandboxd.Linux{}, Children: children, PowerOff: shutdown, Log: log,
+		System: &sandboxd.Linux{}, Children: children, PowerOff: powerOff, Log: log,
 	})
 	if port, ok := l.(*link.Listener); ok {
 		port.HandleCalls(daemon.Identify)
@@ -68,14 +76,34 @@ func serve(ctx context.Context, l net.Listener, children *reap.Registry, log *sl
 	return daemon.Serve(ctx, l)
 }
 
-// serveAddress runs the daemon under another init.
-func serveAddress(address string, log *slog.Logger) error {
+// serveListen runs the daemon under another init, on what -listen says.
+func serveListen(ctx context.Context, where string, log *slog.Logger) error {
+	if where == "host" {
+		return serveHost(ctx, log)
+	}
+	return serveAddress(ctx, where, log)
+}
+
+// serveHost runs the daemon as a service of the VM's systemd, which ends it last of all.
+func serveHost(ctx context.Context, log *slog.Logger) error {
+	l, err := pid1.Listen(ctx)
+	if err != nil {
+		return err
+	}
+	log.Info("kiln-sandboxd is up", "channel", l.Addr())
+	return serveUntil(ctx, l, &reap.Registry{}, func() {
+		if err := pid1.AskToPowerOff(); err != nil {
+			log.Error("ask systemd to power off", "error", err)
+		}
+	}, log)
+}
+
+// serveAddress runs the daemon on an address.
+func serveAddress(ctx context.Context, address string, log *slog.Logger) error {
 	network, addr, _ := strings.Cut(address, ":")
 	if (network != "tcp" && network != "unix") || addr == "" {
-		return fmt.Errorf("-listen %q: want tcp:HOST:PORT or unix:PATH", address)
+		return fmt.Errorf("-listen %q: want tcp:HOST:PORT, unix:PATH or host", address)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	defer stop()
 	l, err := (&net.ListenConfig{}).Listen(ctx, network, addr)
 	if err != nil {
 		return err

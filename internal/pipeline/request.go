@@ -293,7 +293,7 @@ func mergeMetadata(file, over kiln.Metadata) (kiln.Metadata, error) {
 	}{
 		{&m.Description, over.Description}, {&m.Author, over.Author}, {&m.Icon, over.Icon}, {&m.DefaultSize, over.DefaultSize},
 		{&m.MinSize, over.MinSize}, {&m.StartCmd, over.StartCmd}, {&m.ReadyCmd, over.ReadyCmd},
-		{&m.PostRestore, over.PostRestore},
+		{&m.PostRestore, over.PostRestore}, {&m.Init, over.Init},
 	} {
 		if f.src != "" {
 			*f.dst = f.src

@@ -64,11 +64,16 @@ func Configure(ctx context.Context, c *guest.Client, spec kiln.VMSpec) error {
 	return nil
 }
 
-// Reach starts the template's start command, in the background and for good, and returns
+// Reach waits for the template's own init system, if it has one. It then starts the template's start command, in the background and for good, and returns
 // when its ready command has succeeded. What the commands print goes to progress. A
 // command that fails is a [*kiln.BuildError] naming it.
 func Reach(ctx context.Context, c *guest.Client, spec kiln.VMSpec, limits Limits, progress kiln.Progress) error {
 	limits = limits.withDefaults()
+	if spec.Init == kiln.InitSystemd {
+		if err := awaitSystem(ctx, c, limits, progress); err != nil {
+			return err
+		}
+	}
 	if spec.StartCmd == "" && spec.ReadyCmd == "" {
 		return nil
 	}

@@ -256,7 +256,7 @@ func (m *Manager) config(b *box) vmm.Config {
 	return vmm.Config{
 		ID: b.id, Dir: b.dir, Boot: m.opts.Boot, Size: b.plan.size, Disk: b.plan.spec.Disk,
 		Rootfs: m.opts.Blobs.Path(b.plan.spec.Rootfs.Digest), Scratch: scratchIn(b.dir), Network: b.network(),
-		Confine: m.confine(b.id, cgroup.For(b.plan.size)),
+		Confine: m.confine(b.id, cgroup.For(b.plan.size)), Init: b.plan.spec.Init,
 	}
 }
 

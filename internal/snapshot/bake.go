@@ -232,7 +232,7 @@ func (k *bake) config(folder, disk string) vmm.Config {
 	return vmm.Config{
 		ID: filepath.Base(k.dir), Dir: k.path(folder), Boot: k.opts.Boot, Size: k.spec.Size,
 		Rootfs: k.opts.Blobs.Path(k.spec.Rootfs.Digest), Scratch: k.path(disk), Network: k.network(),
-		Confine: k.confine(),
+		Confine: k.confine(), Init: k.spec.Init,
 	}
 }
 

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -110,5 +111,19 @@ func TestBakeRealVM(t *testing.T) {
 		if !strings.Contains(progress.String(), want) {
 			t.Errorf("progress does not say %q:\n%s", want, progress)
 		}
+	}
+}
+
+// A template that asks for an init system which its image lacks is told so.
+func TestBakeWithoutTheInitSystem(t *testing.T) {
+	baker, _, spec := vmBaker(t)
+	spec.Init = kiln.InitSystemd
+	_, err := baker.Bake(t.Context(), spec, &lines{t: t})
+	var mistake *kiln.BuildError
+	if !errors.As(err, &mistake) {
+		t.Fatalf("got %v", err)
+	}
+	if !strings.Contains(mistake.Message, `init = "systemd"`) || !strings.Contains(mistake.Hint, "systemd-sysv") {
+		t.Errorf("message %q, hint %q", mistake.Message, mistake.Hint)
 	}
 }

@@ -130,7 +130,7 @@ func (p *metadataParser) field(name string, v value) error {
 	case "post_restore":
 		return v.text(&m.PostRestore)
 	case "init":
-		return v.initSystem()
+		return v.initSystem(&m.Init)
 	case "smoke":
 		return v.text(&m.Smoke)
 	case "disk_mb":
@@ -207,6 +207,9 @@ func CheckMetadata(m kiln.Metadata) error {
 	}
 	if err := checkEnv(m.Env); err != nil {
 		return kiln.Errorf(kiln.CodeInvalid, "env: %v", err)
+	}
+	if err := checkInit(m.Init); err != nil {
+		return kiln.Errorf(kiln.CodeInvalid, "init: %v", err)
 	}
 	if err := m.Egress.Validate(); err != nil {
 		return err

@@ -20,6 +20,7 @@ min_size = "shared-cpu-4x"
 start_cmd = "jupyter kernel"
 ready_cmd = "true"
 post_restore = "reseed"
+init = "systemd"
 disk_mb = 2048
 
 [env]
@@ -47,7 +48,7 @@ args = { A = "1" }
 		Name: "my-ml", Description: "Machine learning environment", Author: "your-org", Icon: "brain",
 		Tags: []string{"python", "ml", "data-science"}, DefaultSize: "performance-2x", MinSize: "shared-cpu-4x",
 		Env:      map[string]string{"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"},
-		StartCmd: "jupyter kernel", ReadyCmd: "true", PostRestore: "reseed", DiskMB: 2048,
+		StartCmd: "jupyter kernel", ReadyCmd: "true", PostRestore: "reseed", Init: kiln.InitSystemd, DiskMB: 2048,
 		Egress: kiln.EgressPolicy{
 			Mode: kiln.EgressDenyAll, AllowCIDRs: []string{"0.0.0.0/0"}, DenyCIDRs: []string{"10.0.0.0/8"}, AllowPorts: []int{443},
 			AllowDomains: []string{"*.example.com"},
@@ -116,7 +117,7 @@ func TestParseMetadataErrors(t *testing.T) {
 		{"[build]\nargs = [1]", "build.args: want a table of strings", 2},
 		{"[build]\nbase = 1", "build.base: want a list of image names", 2},
 		{"[build]\nbase = [\"a b\"]", `build.base: "a b" is no name of an image`, 2},
-		{"init = \"runit\"", `init: "runit": templates with an init system of their own are not supported`, 1},
+		{"init = \"runit\"", `init: "runit" is not "systemd"`, 1},
 		{"[egress]\nmode = \"some\"", "egress.mode: mode \"some\" is neither", 2},
 		{"[egress]\n\nallow_cidrs = [\"10.0.0.0/40\"]", "egress.allow_cidrs: allow-cidr:", 3},
 		{"[egress]\ndeny_cidrs = \"10.0.0.0/8\"", "egress.deny_cidrs: want a list of IPv4 ranges", 2},

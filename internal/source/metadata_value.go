@@ -97,15 +97,20 @@ func (v value) disk(dst *int) error {
 	return nil
 }
 
-// initSystem refuses every value but the empty one: a build that ignored the wish would
-// make a template that does not do what its author expects.
-func (v value) initSystem() error {
-	var name string
-	if err := v.text(&name); err != nil {
+// initSystem reads the name of an init system.
+func (v value) initSystem(dst *string) error {
+	if err := v.text(dst); err != nil {
 		return err
 	}
-	if name != "" {
-		return v.errorf("%q: templates with an init system of their own are not supported", name)
+	if err := checkInit(*dst); err != nil {
+		return v.errorf("%v", err)
+	}
+	return nil
+}
+
+func checkInit(name string) error {
+	if name != "" && name != kiln.InitSystemd {
+		return fmt.Errorf("%q is not %q, the only init system there is beside Kiln's own", name, kiln.InitSystemd)
 	}
 	return nil
 }

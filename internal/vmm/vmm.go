@@ -59,6 +59,9 @@ type Config struct {
 	Size kiln.Size
 	// Rootfs is attached read-only, Scratch read-write, as first and second disk.
 	Rootfs, Scratch string
+	// Init is the init system that the guest hands over to, [kiln.VMSpec]'s; "" is none.
+	// Restore ignores it: what runs is in memory.
+	Init string
 	// Memory is where guest memory lives when a booted machine is to be captured. Empty
 	// means anonymous memory: such a machine cannot be captured. Ignored by Restore,
 	// whose machines can always be captured.

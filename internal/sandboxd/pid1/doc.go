@@ -6,6 +6,8 @@
 //	root        read-only disk below, writable disk above, joined by overlayfs; move into it
 //	system      pseudo file systems, loopback, host name, homes of users
 //	serve       find the channel to the host and hand it to the daemon
+//	systemd     or, if the template asks for it, become the image's systemd, with the daemon
+//	            as one of its services
 //	shutdown    end all processes, flush and seal the disk, stop the VM
 //
 // Nothing that the template's image contains is trusted to be what its name says. A

@@ -8,8 +8,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -71,11 +69,20 @@ func run(opts Options) error {
 	if err != nil {
 		return err
 	}
+	systemd := wantsSystemd()
+	if systemd {
+		os.Remove("/init") // its memory: a copy of the program will run
+	}
 	if err := root.enter(); err != nil {
 		return err
 	}
 	setUpSystem(log)
 	seedHomes(log)
+	if systemd {
+		if err := becomeSystemd(log); err != nil {
+			return err
+		}
+	}
 
 	listener, err := listen(ctx, events)
 	if err != nil {
@@ -129,17 +136,19 @@ func prepareProcess(log *slog.Logger) {
 	}
 }
 
+// restartWord stands on the kernel's command line where a restart is how a VM ends.
+const restartWord = "reboot=k"
+
 // stop ends the VM: by switching it off, or, after a failure, by a restart, which tells the VMM
 // that something is wrong. A VMM without a power switch, Firecracker, has its guests
-// restart in either case and says so with reboot=k on the kernel's command line.
+// restart in either case and says so with [restartWord] on the kernel's command line.
 func stop(failed bool, log *slog.Logger) {
 	unix.Sync()
 	how := unix.LINUX_REBOOT_CMD_POWER_OFF
-	cmdline, err := os.ReadFile("/proc/cmdline")
-	if failed || err == nil && slices.Contains(strings.Fields(string(cmdline)), "reboot=k") {
+	if failed || onCommandLine(restartWord) {
 		how = unix.LINUX_REBOOT_CMD_RESTART
 	}
-	err = unix.Reboot(how)
+	err := unix.Reboot(how)
 	log.Error("stop the VM", "error", err)
 	panic(fmt.Sprintf("stop the VM: %v", err)) // the end of process 1 does it as well
 }

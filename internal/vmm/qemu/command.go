@@ -52,7 +52,7 @@ func (d *Driver) arguments(cfg vmm.Config, mem memory, incoming bool) []string {
 		args = append(args, "-incoming", "defer", "-S") // paused, whatever the state says
 	} else {
 		// It starts paused, to be confined before it runs.
-		args = append(args, "-S", "-kernel", cfg.Boot.KernelPath, "-initrd", cfg.Boot.InitrdPath, "-append", d.cmdline)
+		args = append(args, "-S", "-kernel", cfg.Boot.KernelPath, "-initrd", cfg.Boot.InitrdPath, "-append", d.cmdline+initWords(cfg.Init))
 	}
 	if d.sandbox {
 		args = append(args, "-sandbox", sandbox)
@@ -71,6 +71,15 @@ func (d *Driver) arguments(cfg vmm.Config, mem memory, incoming bool) []string {
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", qmpFD), "-mon", "chardev=qmp,mode=control",
 	)
+}
+
+// initWords tells the daemon, as the kernel's first program, what to hand over to. The network
+// device keeps the name under which it was set up before that.
+func initWords(init string) string {
+	if init == "" {
+		return ""
+	}
+	return " kiln.init=" + init + " net.ifnames=0"
 }
 
 // object is the memory back end "m0".
