@@ -60,7 +60,7 @@ func TestSystemd(t *testing.T) {
 	}
 
 	seen := map[string]bool{}
-	for range 2 {
+	for _, last := range []bool{false, true} {
 		id := strings.TrimSpace(s.must("sandbox", "create", "-t", "own-init", "--boot-mode", "snapshot", "--ttl", "10m"))
 		sh := func(script string) string {
 			return strings.TrimSpace(s.must("sandbox", "exec", id, "--", "sh", "-c", script))
@@ -81,9 +81,37 @@ func TestSystemd(t *testing.T) {
 			}
 			seen[name] = true
 		}
-		s.must("sandbox", "destroy", id)
+		if last {
+			s.endWithTheDaemon(id)
+		} else {
+			s.must("sandbox", "destroy", id)
+		}
 	}
 	t.Run("shutdown", func(t *testing.T) { testSystemdShutdown(t, s.in(t)) })
+}
+
+// endWithTheDaemon checks that no second daemon, which would ask for no token, ever answers: the
+// VM ends with the first one.
+func (s *server) endWithTheDaemon(id string) {
+	s.t.Helper()
+	for _, verb := range []string{"restart", "stop"} {
+		if r := s.kiln("sandbox", "exec", id, "--", "systemctl", verb, "kiln-sandboxd"); !strings.Contains(r.stderr, "refused") {
+			s.t.Errorf("systemctl %s: exit code %d, %s%s", verb, r.code, r.stdout, r.stderr)
+		}
+	}
+	if r := s.kiln("sandbox", "exec", id, "--", "sh", "-c", "test ! -e /run/kiln/kiln-sandboxd"); r.code != 0 {
+		s.t.Errorf("the program of the daemon is still there: %s", r.stderr)
+	}
+	const script = "(trap '' TERM; sleep 1000) & kill -KILL $(systemctl show --property=MainPID --value kiln-sandboxd)"
+	if r := s.kiln("sandbox", "exec", id, "--", "sh", "-c", script); r.code == 0 {
+		s.t.Errorf("the command that killed the daemon succeeded: %s%s", r.stdout, r.stderr)
+	}
+	ended := "msg=\"sandbox ended\" sandbox=" + id + " status=failed"
+	for begun := time.Now(); !strings.Contains(s.logText(), ended); time.Sleep(50 * time.Millisecond) {
+		if time.Since(begun) > time.Minute {
+			s.t.Fatalf("the VM did not end with its daemon\n%s", s.logText())
+		}
+	}
 }
 
 // testSystemdShutdown boots the template by itself and asks its daemon to end the VM.

@@ -64,9 +64,10 @@ func Configure(ctx context.Context, c *guest.Client, spec kiln.VMSpec) error {
 	return nil
 }
 
-// Reach waits for the template's own init system, if it has one. It then starts the template's start command, in the background and for good, and returns
-// when its ready command has succeeded. What the commands print goes to progress. A
-// command that fails is a [*kiln.BuildError] naming it.
+// Reach waits for the template's own init system, if it has one. It then starts the
+// template's start command, in the background and for good, and returns when its ready
+// command has succeeded. What the commands print goes to progress. A command that fails is a
+// [*kiln.BuildError] naming it.
 func Reach(ctx context.Context, c *guest.Client, spec kiln.VMSpec, limits Limits, progress kiln.Progress) error {
 	limits = limits.withDefaults()
 	if spec.Init == kiln.InitSystemd {

@@ -42,18 +42,22 @@ const (
 	unitName    = "kiln-sandboxd.service"
 )
 
-// unit makes the daemon a service that starts first, ends last and is started again
-// whenever it ends. One of its commands that runs out of memory does not take it along.
+// unit makes the daemon a service that starts first and ends last. It runs once: whenever it
+// ends, the VM ends, as it does where the daemon is process 1, because another daemon would not
+// know whom to obey. Commands that it leaves behind delay that as little as one of them that
+// runs out of memory brings it about.
 const unit = `[Unit]
 Description=Kiln sandbox daemon
 DefaultDependencies=no
 IgnoreOnIsolate=yes
-StartLimitIntervalSec=0
+RefuseManualStop=yes
+FailureAction=reboot-immediate
+SuccessAction=reboot-immediate
 
 [Service]
 ExecStart=` + serviceFile + ` -listen host
-Restart=always
-RestartSec=100ms
+Restart=no
+KillMode=process
 OOMPolicy=continue
 TasksMax=infinity
 LimitNOFILE=65536:1048576
@@ -179,7 +183,12 @@ func ensureMachineID() error {
 }
 
 // Listen accepts the host's connections for a daemon that is a service of another process 1.
+// It does so once: a daemon asks for no token until the host has given it one, so that a
+// second one, in a sandbox that has its identity, would let everybody in.
 func Listen(ctx context.Context) (net.Listener, error) {
+	if err := os.Remove(serviceFile); err != nil {
+		return nil, fmt.Errorf("this is not the first daemon of the VM: %w", err)
+	}
 	events, err := newUevents()
 	if err != nil {
 		return nil, err
