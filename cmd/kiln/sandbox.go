@@ -139,7 +139,7 @@ func printSandbox(w io.Writer, sb *api.Sandbox) error {
 	if !sb.Egress.IsZero() {
 		rows = append(rows, []string{"egress", sb.Egress.String()})
 	}
-	if n := sb.Network; n != (kiln.NetworkUse{}) {
+	if n := sb.Network; n != nil {
 		rows = append(rows,
 			[]string{"network", fmt.Sprintf("%d bytes sent, %d received", n.SentBytes, n.ReceivedBytes)},
 			[]string{"denied", fmt.Sprintf("%d packets, %d names, %d frames", n.RefusedPackets, n.RefusedNames, n.DroppedFrames)})

@@ -52,6 +52,9 @@ func TestEgressRoutes(t *testing.T) {
 		t.Fatalf("create: %d %s (%v)", status, body, err)
 	}
 	path := "/v1/sandboxes/" + sb.ID
+	if strings.Contains(body, `"network"`) {
+		t.Errorf("what passed was not asked, and told: %s", body)
+	}
 	if status, body := ts.do(t, http.MethodGet, path+"/egress", "", nil); status != 200 || !strings.Contains(body, `"mode":"deny_all","allow_cidrs":["198.51.100.0/24"],"deny_cidrs":[]`) {
 		t.Errorf("show: %d %s", status, body)
 	}

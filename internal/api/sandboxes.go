@@ -59,12 +59,18 @@ const createTimeout = 3 * time.Minute
 // Sandbox is a sandbox as its owner sees it.
 type Sandbox struct {
 	kiln.Sandbox
-	BootMS int64 `json:"boot_ms" doc:"Milliseconds from the request to the daemon's first answer"`
-	BootUS int64 `json:"boot_us" doc:"The same in microseconds"`
+	// Network shadows the stored field: nothing passed is an answer, too.
+	Network *kiln.NetworkUse `json:"network,omitempty" doc:"What passed; where several are listed, of those that run only what passed before they were paused last"`
+	BootMS  int64            `json:"boot_ms" doc:"Milliseconds from the request to the daemon's first answer"`
+	BootUS  int64            `json:"boot_us" doc:"The same in microseconds"`
 }
 
 func sandboxOf(s *kiln.Sandbox) Sandbox {
-	return Sandbox{Sandbox: *s, BootMS: s.BootTime.Milliseconds(), BootUS: s.BootTime.Microseconds()}
+	out := Sandbox{Sandbox: *s, BootMS: s.BootTime.Milliseconds(), BootUS: s.BootTime.Microseconds()}
+	if s.Network != (kiln.NetworkUse{}) {
+		out.Network = &s.Network
+	}
+	return out
 }
 
 // CreateSandboxRequest is the body of a create request.
@@ -201,7 +207,7 @@ func (s *Server) getSandbox(ctx context.Context, in *SandboxID) (*sandboxOutput,
 	out := sandboxOf(sb)
 	// What cannot be counted does not keep anybody from looking at the rest.
 	if use, err := s.opts.Networks.NetworkUse(ctx, orgOf(ctx), in.ID); err == nil {
-		out.Network = use
+		out.Network = &use
 	}
 	return &sandboxOutput{Body: out}, nil
 }
