@@ -67,10 +67,11 @@ func (s *server) configFile() string { return filepath.Join(filepath.Dir(s.dataD
 func (s *server) configure() {
 	s.t.Helper()
 	cache := testkit.CacheDir()
-	text := "[build]\n" + s.build
+	text := "[build]\n"
 	if !strings.Contains(s.build, "images_dir") {
 		text += "images_dir = \"" + filepath.Join(cache, "images") + "\"\n"
 	}
+	text += s.build // which may go on to other tables
 	text += "[vm]\nbundle_dir = \"" + filepath.Join(cache, "bundle") + "\"\n"
 	if err := os.WriteFile(s.configFile(), []byte(text), 0o600); err != nil {
 		s.t.Fatal(err)
