@@ -58,6 +58,7 @@ type Usage struct {
 type hierarchy interface {
 	make(group string, l Limits) error
 	add(group string, pid int) error
+	start(group string, start func() (pid int, err error)) error
 	processes(group string) ([]int, error)
 	usage(group string) (Usage, error)
 	remove(group string) error
@@ -112,6 +113,16 @@ func (t *Tree) Make(name string, l Limits) error {
 func (t *Tree) Enter(name string, pid int) error {
 	if err := t.h.add(t.path(name), pid); err != nil {
 		return fmt.Errorf("control group %s: add process %d: %w", t.path(name), pid, err)
+	}
+	return nil
+}
+
+// Start has start begin a process, so that it is in the group when start returns or, at the
+// latest, soon after. start runs on the calling goroutine, whose thread is locked meanwhile.
+// After an error the process may be running, and in the group or not.
+func (t *Tree) Start(name string, start func() (pid int, err error)) error {
+	if err := t.h.start(t.path(name), start); err != nil {
+		return fmt.Errorf("control group %s: start a process: %w", t.path(name), err)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -144,4 +145,45 @@ func TestRemoveEndsWhatIsLeft(t *testing.T) {
 	if err := tree.Remove(ctx, "left"); err != nil {
 		t.Errorf("removing twice: %v", err)
 	}
+}
+
+// A process that is started in a group is in all of its hierarchies, and the thread that
+// started it is where it was.
+func TestStartInAGroup(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	tree := open(t)
+	if err := tree.Make("born", Limits{MemoryMiB: 32, PIDs: 8}); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile("/proc/thread-self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/bin/sleep", "1000")
+	err = tree.Start("born", func() (int, error) {
+		if err := cmd.Start(); err != nil {
+			return 0, err
+		}
+		return cmd.Process.Pid, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range tree.Dirs("born") {
+		in, err := os.ReadFile(dir + "/cgroup.procs")
+		if err != nil || strings.TrimSpace(string(in)) != strconv.Itoa(cmd.Process.Pid) {
+			t.Errorf("%s has processes %q, %v, want %d", dir, in, err, cmd.Process.Pid)
+		}
+	}
+	if after, err := os.ReadFile("/proc/thread-self/cgroup"); err != nil || string(after) != string(before) {
+		t.Errorf("the thread is in\n%s%v\nand was in\n%s", after, err, before)
+	}
+	if err := tree.Start("absent", func() (int, error) { return 0, nil }); err == nil {
+		t.Error("a process was started in a group that is not there")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	_ = cmd.Wait()
 }

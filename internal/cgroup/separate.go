@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"time"
 
@@ -80,6 +81,43 @@ func (h *separate) add(group string, pid int) error {
 		return err
 	}
 	return c.AddProc(uint64(pid))
+}
+
+// start has the calling thread enter the group, so that what it starts is born there, and
+// return. To move a process would keep the kernel from starting any thread or program, this
+// process among them, for an RCU grace period per controller; a thread that moves itself
+// waits for nothing (cgroup_procs_write_start in the kernel's kernel/cgroup/cgroup.c).
+func (h *separate) start(group string, start func() (int, error)) (err error) {
+	runtime.LockOSThread()
+	home, err := cgroup1.ParseCgroupFile("/proc/thread-self/cgroup")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer func() {
+		if lerr := h.move(func(name cgroup1.Name) string { return home[string(name)] }); lerr != nil {
+			err = errors.Join(err, lerr) // locked, the thread ends with its goroutine
+			return
+		}
+		runtime.UnlockOSThread()
+	}()
+	if err := h.move(func(cgroup1.Name) string { return group }); err != nil {
+		return err
+	}
+	_, err = start()
+	return err
+}
+
+// move moves the calling thread, in every hierarchy, to the group that to names.
+func (h *separate) move(to func(controller cgroup1.Name) string) error {
+	const self = "0"
+	for _, s := range h.subsystems {
+		tasks := filepath.Join(below(filepath.Join(mountpoint, string(s.Name())), to(s.Name())), "tasks")
+		if err := os.WriteFile(tasks, []byte(self), 0); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (h *separate) processes(group string) ([]int, error) {

@@ -80,6 +80,16 @@ func (h unified) add(group string, pid int) error {
 	return m.AddProc(uint64(pid))
 }
 
+// start moves the process once it runs: version 2 does not let single threads enter the group of
+// another program.
+func (h unified) start(group string, start func() (int, error)) error {
+	pid, err := start()
+	if err != nil {
+		return err
+	}
+	return h.add(group, pid)
+}
+
 func (h unified) processes(group string) ([]int, error) {
 	if len(h.dirs(group)) == 0 {
 		return nil, nil

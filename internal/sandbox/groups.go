@@ -10,15 +10,15 @@ import (
 // confine returns what puts the VMM of a sandbox into its control group before its guest
 // runs. The group bears the sandbox's ID, which its row or folder has recorded. A sandbox
 // that was paused finds its group again, or gets a new one.
-func (m *Manager) confine(id string, limits cgroup.Limits) func(pid int) error {
+func (m *Manager) confine(id string, limits cgroup.Limits) func(start func() (pid int, err error)) error {
 	if m.opts.Groups == nil {
 		return nil
 	}
-	return func(pid int) error {
+	return func(start func() (pid int, err error)) error {
 		if err := m.opts.Groups.Make(id, limits); err != nil {
 			return err
 		}
-		return m.opts.Groups.Enter(id, pid)
+		return m.opts.Groups.Start(id, start)
 	}
 }
 

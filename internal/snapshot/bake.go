@@ -238,15 +238,15 @@ func (k *bake) config(folder, disk string) vmm.Config {
 
 // confine returns what puts a VMM of this bake into the bake's control group. A sweep finds
 // it by its name.
-func (k *bake) confine() func(pid int) error {
+func (k *bake) confine() func(start func() (pid int, err error)) error {
 	if k.opts.Groups == nil {
 		return nil
 	}
-	return func(pid int) error {
+	return func(start func() (pid int, err error)) error {
 		if err := k.opts.Groups.Make(k.group(), cgroup.For(k.spec.Size)); err != nil {
 			return err
 		}
-		return k.opts.Groups.Enter(k.group(), pid)
+		return k.opts.Groups.Start(k.group(), start)
 	}
 }
 

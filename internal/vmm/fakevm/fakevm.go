@@ -91,13 +91,8 @@ func (d *Driver) start(cfg vmm.Config, running bool) (vmm.Machine, error) {
 	if err := os.WriteFile(filepath.Join(cfg.Dir, "console"), []byte("fake console\n"), 0o600); err != nil {
 		return nil, err
 	}
-	if err := cmd.Start(); err != nil {
+	if err := vmm.Start(cmd, cfg.Confine); err != nil {
 		return nil, err
-	}
-	if cfg.Confine != nil {
-		if err := cfg.Confine(cmd.Process.Pid); err != nil {
-			return nil, errors.Join(err, cmd.Process.Kill(), ended(cmd.Wait()))
-		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	m := &machine{driver: d, cfg: cfg, cmd: cmd, cancel: cancel, done: make(chan struct{}),

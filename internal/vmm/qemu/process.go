@@ -30,19 +30,8 @@ const (
 // and other C libraries, ignore it.
 const hugeHeap = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
 
-// launch starts a VMM and has it confined. Its monitor need not answer yet.
-func (d *Driver) launch(ctx context.Context, cfg vmm.Config, mem memory, incoming bool) (*machine, error) {
-	m, err := d.spawn(ctx, cfg, mem, incoming)
-	if err != nil || cfg.Confine == nil {
-		return m, err
-	}
-	if err := cfg.Confine(m.PID()); err != nil {
-		return nil, m.abandon(err)
-	}
-	return m, nil
-}
-
-func (d *Driver) spawn(ctx context.Context, cfg vmm.Config, mem memory, incoming bool) (_ *machine, err error) {
+// launch starts a VMM, confined. Its monitor need not answer yet.
+func (d *Driver) launch(ctx context.Context, cfg vmm.Config, mem memory, incoming bool) (_ *machine, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -87,7 +76,7 @@ func (d *Driver) spawn(ctx context.Context, cfg vmm.Config, mem memory, incoming
 	m.cmd.Stdout, m.cmd.Stderr = console, &m.stderr
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	m.cmd.WaitDelay = killDelay
-	ended, err := start(m.cmd)
+	ended, err := start(m.cmd, cfg.Confine)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", d.binary, err)
 	}
@@ -96,17 +85,17 @@ func (d *Driver) spawn(ctx context.Context, cfg vmm.Config, mem memory, incoming
 	return m, nil
 }
 
-// start starts cmd and returns where the result of waiting for it will be.
+// start starts cmd, confined, and returns where the result of waiting for it will be.
 //
 // The kernel sends the parent-death signal when the *thread* that forked ends, and Go's
 // threads come and go. So one goroutine keeps its thread for the life of the process; the
 // thread would be blocked in waiting anyway.
-func start(cmd *exec.Cmd) (ended <-chan error, err error) {
+func start(cmd *exec.Cmd, confine func(func() (int, error)) error) (ended <-chan error, err error) {
 	started, end := make(chan error), make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		err := cmd.Start()
+		err := vmm.Start(cmd, confine)
 		started <- err
 		if err == nil {
 			end <- cmd.Wait()

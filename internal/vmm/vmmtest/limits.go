@@ -19,8 +19,10 @@ func (s *suite) confine(t *testing.T) {
 	cfg := s.config(t, "confine")
 	refused := errors.New("no room")
 	var confined int
-	cfg.Confine = func(pid int) error {
-		confined = pid
+	cfg.Confine = func(start func() (int, error)) (err error) {
+		if confined, err = start(); err != nil {
+			return err
+		}
 		return refused
 	}
 	if m, err := s.driver.Boot(ctx, cfg); !errors.Is(err, refused) {
@@ -32,8 +34,10 @@ func (s *suite) confine(t *testing.T) {
 	if _, err := os.Stat("/proc/" + strconv.Itoa(confined)); err == nil {
 		t.Errorf("process %d is left", confined)
 	}
-	cfg.Confine = func(pid int) error {
-		confined = pid
+	cfg.Confine = func(start func() (int, error)) (err error) {
+		if confined, err = start(); err != nil {
+			return err
+		}
 		if console, err := os.ReadFile(cfg.Dir + "/console.log"); err == nil && len(console) > 0 {
 			t.Error("the guest printed something before its VMM was confined")
 		}
