@@ -141,6 +141,25 @@ ENV FORTY_TWO=42
 		if err != nil || string(got) != string(content) {
 			t.Errorf("a file of %d bytes came back as %d bytes, %v", len(content), len(got), err)
 		}
+
+		// Files and folders alike are moved with root's rights and belong to the user.
+		folder := filepath.Join(t.TempDir(), "kept")
+		if err := os.MkdirAll(filepath.Join(folder, "sub"), 0o750); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(folder, "sub", "note"), []byte("kept"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s.must("sandbox", "upload", id, filepath.Join(folder, "sub", "note"), "/etc/one/note")
+		s.must("sandbox", "upload", id, folder, "/etc/")
+		if out := s.must("sandbox", "exec", id, "--", "stat", "-c", "%U %a", "/etc/one/note", "/etc/kept/sub", "/etc/kept/sub/note"); out != "maker 600\nmaker 750\nmaker 600\n" {
+			t.Errorf("owners and modes of what was uploaded:\n%s", out)
+		}
+		s.must("sandbox", "exec", id, "-u", "root", "--", "sh", "-c", "mkdir -m 700 /etc/hidden && echo all >/etc/hidden/note")
+		s.must("sandbox", "download", id, "/etc/hidden", folder)
+		if got, err := os.ReadFile(filepath.Join(folder, "hidden", "note")); err != nil || string(got) != "all\n" {
+			t.Errorf("a folder that only root reads came back with %q, %v", got, err)
+		}
 	})
 
 	t.Run("warm slots and commands", func(t *testing.T) { checkCommands(t, s.in(t), "my-ml") })

@@ -10,6 +10,8 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -26,7 +28,8 @@ func (a *app) sandboxUpload() *cobra.Command {
 		Short: "Copy a file or a folder into a sandbox, with modes and symlinks",
 		Long: `Copy a file or a folder into a sandbox, with modes and symlinks. If PATH is an
 existing folder or ends in '/', LOCAL is put into it. "-" as LOCAL reads standard input.
-Folders need tar in the sandbox.`,
+It is written with root's rights and belongs to the template's user. Folders need tar and
+id in the sandbox.`,
 		Args: cobra.ExactArgs(3),
 		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			g := c.Guest(args[0])
@@ -73,7 +76,7 @@ func (a *app) setMode(ctx context.Context, g *guest.Client, target string, mode 
 	var stderr strings.Builder
 	exit, err := g.Run(ctx, guest.Command{
 		Args:   []string{"chmod", fmt.Sprintf("%04o", mode.Perm()), target},
-		User:   "root", // the daemon writes where the template's user may not look
+		User:   transferUser,
 		Stderr: &stderr,
 	})
 	if err != nil {
@@ -107,8 +110,40 @@ func remoteTarget(ctx context.Context, g *guest.Client, local, remote string) (s
 	return remote, nil
 }
 
+// transferUser is who folders are read and written as: the daemon, which does it with single
+// files, is root.
+const transferUser = "root"
+
+// idPattern matches what id prints of an account.
+var idPattern = regexp.MustCompile(`^uid=(\d+)\S* gid=(\d+)`)
+
+// fileOwner returns the account that new files belong to: that of the sandbox's commands.
+func fileOwner(ctx context.Context, g *guest.Client) (uid, gid int, err error) {
+	var stdout, stderr strings.Builder
+	exit, err := g.Run(ctx, guest.Command{Args: []string{"id"}, Stdout: &stdout, Stderr: &stderr})
+	if err != nil {
+		return 0, 0, err
+	}
+	m := idPattern.FindStringSubmatch(stdout.String())
+	if exit.Code != 0 || m == nil {
+		return 0, 0, kiln.Errorf(kiln.CodeInvalid, "upload: the sandbox's id, which folders need, failed with code %d: %s", exit.Code, oneLine(stderr.String())).
+			WithHint("copy single files, or install coreutils or busybox in the template")
+	}
+	if uid, err = strconv.Atoi(m[1]); err != nil {
+		return 0, 0, fmt.Errorf("upload: owner of files: %w", err)
+	}
+	if gid, err = strconv.Atoi(m[2]); err != nil {
+		return 0, 0, fmt.Errorf("upload: owner of files: %w", err)
+	}
+	return uid, gid, nil
+}
+
 // uploadDir streams a folder as a tar archive to a tar in the sandbox.
 func (a *app) uploadDir(ctx context.Context, g *guest.Client, local, target string) error {
+	uid, gid, err := fileOwner(ctx, g)
+	if err != nil {
+		return err
+	}
 	if err := g.MkdirAll(ctx, target); err != nil {
 		return err
 	}
@@ -118,13 +153,13 @@ func (a *app) uploadDir(ctx context.Context, g *guest.Client, local, target stri
 	defer r.Close() // ends packDir when the tar in the sandbox ends early
 	packed := make(chan error, 1)
 	go func() {
-		err := packDir(ctx, local, w)
+		err := packDir(ctx, local, w, uid, gid)
 		w.CloseWithError(err)
 		packed <- err
 	}()
 	var stderr strings.Builder
 	exit, err := g.Run(ctx, guest.Command{
-		Args: []string{"tar", "-x", "-p", "-f", "-", "-C", target}, Stdin: shown.reader(r), Stderr: &stderr,
+		Args: []string{"tar", "-x", "-p", "-f", "-", "-C", target}, User: transferUser, Stdin: shown.reader(r), Stderr: &stderr,
 	})
 	if err != nil {
 		return err
@@ -146,8 +181,8 @@ func tarFailed(what string, exit guest.Exit, stderr string) error {
 	return kiln.Errorf(kiln.CodeInvalid, "%s: tar in the sandbox failed with code %d: %s", what, exit.Code, oneLine(stderr))
 }
 
-// packDir writes the content of dir as a tar archive.
-func packDir(ctx context.Context, dir string, w io.Writer) error {
+// packDir writes the content of dir as a tar archive of files that belong to uid and gid.
+func packDir(ctx context.Context, dir string, w io.Writer, uid, gid int) error {
 	tw := tar.NewWriter(w)
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -161,7 +196,7 @@ func packDir(ctx context.Context, dir string, w io.Writer) error {
 		if err != nil || name == "." {
 			return err
 		}
-		return packEntry(tw, root, name)
+		return packEntry(tw, root, name, uid, gid)
 	})
 	if err != nil {
 		return fmt.Errorf("upload: %w", err)
@@ -169,7 +204,7 @@ func packDir(ctx context.Context, dir string, w io.Writer) error {
 	return tw.Close()
 }
 
-func packEntry(tw *tar.Writer, root *os.Root, name string) error {
+func packEntry(tw *tar.Writer, root *os.Root, name string, uid, gid int) error {
 	info, err := root.Lstat(name)
 	if err != nil {
 		return err
@@ -188,7 +223,7 @@ func packEntry(tw *tar.Writer, root *os.Root, name string) error {
 	if info.IsDir() {
 		hdr.Name += "/"
 	}
-	hdr.Uid, hdr.Gid, hdr.Uname, hdr.Gname = 0, 0, "", "" // accounts here mean nothing there
+	hdr.Uid, hdr.Gid, hdr.Uname, hdr.Gname = uid, gid, "", "" // accounts here mean nothing there
 	if err := tw.WriteHeader(hdr); err != nil || !info.Mode().IsRegular() {
 		return err
 	}
@@ -206,8 +241,8 @@ func (a *app) sandboxDownload() *cobra.Command {
 		Use:   "download ID PATH LOCAL",
 		Short: "Copy a file or a folder out of a sandbox, with modes and symlinks",
 		Long: `Copy a file or a folder out of a sandbox, with modes and symlinks. If LOCAL is an
-existing folder, PATH is put into it. "-" as LOCAL writes to standard output. Folders need
-tar in the sandbox. Nothing is ever written outside LOCAL, whatever the sandbox sends.`,
+existing folder, PATH is put into it. "-" as LOCAL writes to standard output. It is read
+with root's rights. Folders need tar in the sandbox. Nothing is ever written outside LOCAL, whatever the sandbox sends.`,
 		Args: cobra.ExactArgs(3),
 		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			g := c.Guest(args[0])
@@ -307,7 +342,7 @@ func (a *app) downloadDir(ctx context.Context, g *guest.Client, remote, local st
 	}()
 	var stderr strings.Builder
 	exit, err := g.Run(ctx, guest.Command{
-		Args: []string{"tar", "-c", "-f", "-", "-C", remote, "."}, Stdout: shown.writer(w), Stderr: &stderr,
+		Args: []string{"tar", "-c", "-f", "-", "-C", remote, "."}, User: transferUser, Stdout: shown.writer(w), Stderr: &stderr,
 	})
 	if err == nil && exit.Code != 0 {
 		err = tarFailed("download", exit, stderr.String())

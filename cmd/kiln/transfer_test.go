@@ -36,7 +36,7 @@ func TestFoldersTravelWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	var archive bytes.Buffer
-	if err := packDir(t.Context(), from, &archive); err != nil {
+	if err := packDir(t.Context(), from, &archive, 1000, 1000); err != nil {
 		t.Fatal(err)
 	}
 	if err := source.Unpack(t.Context(), &archive, to, source.Limits{}); err != nil {
@@ -142,6 +142,34 @@ func hostileSandbox(t *testing.T, archive []byte) *guest.Client {
 		t.Fatal(err)
 	}
 	return c
+}
+
+func TestFoldersNeedTar(t *testing.T) {
+	d := sandboxdtest.Start(t)
+	g := guest.New(d.Dial)
+	t.Cleanup(g.Close)
+	if err := g.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	bin := filepath.Join(d.Root, "bin")
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(bin, "id"), []byte("#!/bin/sh\necho 'uid=0(root) gid=0(root) groups=0(root)'\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Configure(t.Context(), guest.Setup{Env: []string{"PATH=" + bin}}); err != nil {
+		t.Fatal(err)
+	}
+	a := &app{stderr: io.Discard, stdout: io.Discard, lookupEnv: func(string) (string, bool) { return "", false }}
+	for what, err := range map[string]error{
+		"upload":   a.upload(t.Context(), g, t.TempDir(), d.Root),
+		"download": a.download(t.Context(), g, d.Root, filepath.Join(t.TempDir(), "to")),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "has no tar") {
+			t.Errorf("%s of a folder without tar: %v", what, err)
+		}
+	}
 }
 
 // Whatever a sandbox calls its files, a download writes nothing outside its folder, follows
