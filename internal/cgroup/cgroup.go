@@ -57,7 +57,6 @@ type Usage struct {
 // mount point.
 type hierarchy interface {
 	make(group string, l Limits) error
-	add(group string, pid int) error
 	start(group string, start func() (pid int, err error)) error
 	processes(group string) ([]int, error)
 	usage(group string) (Usage, error)
@@ -105,14 +104,6 @@ func (t *Tree) path(name string) string { return path.Join(t.root, name) }
 func (t *Tree) Make(name string, l Limits) error {
 	if err := t.h.make(t.path(name), l); err != nil {
 		return fmt.Errorf("control group %s: %w", t.path(name), err)
-	}
-	return nil
-}
-
-// Enter moves a process with all its threads into a group. What it starts stays there.
-func (t *Tree) Enter(name string, pid int) error {
-	if err := t.h.add(t.path(name), pid); err != nil {
-		return fmt.Errorf("control group %s: add process %d: %w", t.path(name), pid, err)
 	}
 	return nil
 }

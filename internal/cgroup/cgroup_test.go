@@ -36,8 +36,18 @@ func open(t *testing.T) *Tree {
 	return tree
 }
 
-// gated starts a shell that runs script when let is called.
-func gated(t *testing.T, script string) (cmd *exec.Cmd, let func()) {
+// begin starts cmd in a group.
+func begin(tree *Tree, name string, cmd *exec.Cmd) error {
+	return tree.Start(name, func() (int, error) {
+		if err := cmd.Start(); err != nil {
+			return 0, err
+		}
+		return cmd.Process.Pid, nil
+	})
+}
+
+// gated starts a shell in a group, which runs script when let is called.
+func gated(t *testing.T, tree *Tree, name, script string) (cmd *exec.Cmd, let func()) {
 	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -46,7 +56,7 @@ func gated(t *testing.T, script string) (cmd *exec.Cmd, let func()) {
 	defer r.Close()
 	cmd = exec.Command("/bin/sh", "-c", "read go; "+script)
 	cmd.Stdin = r
-	if err := cmd.Start(); err != nil {
+	if err := begin(tree, name, cmd); err != nil {
 		t.Fatal(err)
 	}
 	return cmd, func() {
@@ -98,10 +108,7 @@ func TestProcessIsBounded(t *testing.T) {
 	if err := tree.Make("bounded", Limits{MemoryMiB: 32, PIDs: 4}); err != nil {
 		t.Fatal(err)
 	}
-	cmd, let := gated(t, "x=x; while :; do x=$x$x; done") // more memory than it may have
-	if err := tree.Enter("bounded", cmd.Process.Pid); err != nil {
-		t.Fatal(err)
-	}
+	cmd, let := gated(t, tree, "bounded", "x=x; while :; do x=$x$x; done") // more memory than it may have
 	if u, err := tree.Usage("bounded"); err != nil || u.PIDs != 1 {
 		t.Errorf("usage %+v, error %v; want one process", u, err)
 	}
@@ -116,10 +123,7 @@ func TestRemoveEndsWhatIsLeft(t *testing.T) {
 	if err := tree.Make("left", Limits{CPUWeight: 100, PIDs: 64}); err != nil {
 		t.Fatal(err)
 	}
-	cmd, let := gated(t, "sleep 1000 & sleep 1000")
-	if err := tree.Enter("left", cmd.Process.Pid); err != nil {
-		t.Fatal(err)
-	}
+	cmd, let := gated(t, tree, "left", "sleep 1000 & sleep 1000")
 	let()
 	// Another tree object finds it by its name alone, as a new server would.
 	again, err := Open(fmt.Sprintf("test-%d", os.Getpid()), "machines")
@@ -161,13 +165,7 @@ func TestStartInAGroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("/bin/sleep", "1000")
-	err = tree.Start("born", func() (int, error) {
-		if err := cmd.Start(); err != nil {
-			return 0, err
-		}
-		return cmd.Process.Pid, nil
-	})
-	if err != nil {
+	if err := begin(tree, "born", cmd); err != nil {
 		t.Fatal(err)
 	}
 	for _, dir := range tree.Dirs("born") {

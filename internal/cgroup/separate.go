@@ -75,14 +75,6 @@ func (h *separate) make(group string, l Limits) error {
 	return err
 }
 
-func (h *separate) add(group string, pid int) error {
-	c, err := h.load(group)
-	if err != nil {
-		return err
-	}
-	return c.AddProc(uint64(pid))
-}
-
 // start has the calling thread enter the group, so that what it starts is born there, and
 // return. To move a process would keep the kernel from starting any thread or program, this
 // process among them, for an RCU grace period per controller; a thread that moves itself

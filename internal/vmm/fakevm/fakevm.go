@@ -117,15 +117,6 @@ func (d *Driver) start(cfg vmm.Config, running bool) (vmm.Machine, error) {
 	return m, nil
 }
 
-// ended drops the error that says how a killed process ended.
-func ended(err error) error {
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return nil
-	}
-	return err
-}
-
 var errEnded = errors.New("process ended")
 
 type machine struct {
