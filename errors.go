@@ -50,6 +50,11 @@ func Errorf(code ErrorCode, format string, args ...any) *Error {
 	return &Error{Code: code, Message: err.Error(), Err: errors.Unwrap(err)}
 }
 
+// DiskFull says that err is due to a full disk of the server's.
+func DiskFull(err error) *Error {
+	return Errorf(CodeExhausted, "disk full: %w", err).WithHint("free space in the data directory")
+}
+
 // WithHint returns a copy of e that tells what to do.
 func (e *Error) WithHint(format string, args ...any) *Error {
 	c := *e

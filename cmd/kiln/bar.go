@@ -37,16 +37,14 @@ func newBar(to io.Writer, what string, total int64, now func() time.Time) *bar {
 	return &bar{to: to, what: what, total: total, now: now, begun: begun, shown: begun.Add(barDelay - barPause)}
 }
 
-// add notes that n more bytes have passed.
-func (b *bar) add(n int) {
-	if b == nil {
-		return
-	}
-	b.done += int64(n)
+// Write implements [io.Writer]: it notes that p has passed.
+func (b *bar) Write(p []byte) (int, error) {
+	b.done += int64(len(p))
 	if now := b.now(); now.Sub(b.shown) >= barPause {
 		b.shown = now
 		fmt.Fprint(b.to, "\r"+b.line(now)+clearToEnd)
 	}
+	return len(p), nil
 }
 
 // clearToEnd removes what an earlier, longer line left.
@@ -76,19 +74,7 @@ func (b *bar) reader(r io.Reader) io.Reader {
 	if b == nil {
 		return r
 	}
-	return barReader{r, b}
-}
-
-type barReader struct {
-	io.Reader
-	bar *bar
-}
-
-// Read implements [io.Reader].
-func (r barReader) Read(p []byte) (int, error) {
-	n, err := r.Reader.Read(p)
-	r.bar.add(n)
-	return n, err
+	return io.TeeReader(r, b)
 }
 
 // writer passes w on and shows what goes through.
@@ -96,17 +82,5 @@ func (b *bar) writer(w io.Writer) io.Writer {
 	if b == nil {
 		return w
 	}
-	return barWriter{w, b}
-}
-
-type barWriter struct {
-	io.Writer
-	bar *bar
-}
-
-// Write implements [io.Writer].
-func (w barWriter) Write(p []byte) (int, error) {
-	n, err := w.Writer.Write(p)
-	w.bar.add(n)
-	return n, err
+	return io.MultiWriter(w, b)
 }

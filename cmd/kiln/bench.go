@@ -5,6 +5,7 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/bench"
+	"github.com/kilnvm/kiln/internal/client"
 )
 
 func (a *app) benchCommand() *cobra.Command {
@@ -39,16 +40,9 @@ func (a *app) benchBoot() *cobra.Command {
 			if o.Rounds < 1 || o.ColdEvery < 0 {
 				return usageError{kiln.Errorf(kiln.CodeInvalid, "--rounds must be at least 1 and --cold-every not negative")}
 			}
-			return a.withBenchServer(cmd.Context(), f, func(template string) (err error) {
-				o.Template, o.Progress = template, a.benchProgress
-				if o.Client, err = a.client(); err != nil {
-					return err
-				}
-				report, err := bench.Boot(cmd.Context(), o)
-				if err != nil {
-					return err
-				}
-				return a.printReport(report)
+			return a.printBench(cmd.Context(), f, func(template string, c *client.Client) (*bench.Report, error) {
+				o.Template, o.Client, o.Progress = template, c, a.benchProgress
+				return bench.Boot(cmd.Context(), o)
 			})
 		},
 	}
@@ -60,11 +54,4 @@ func (a *app) benchBoot() *cobra.Command {
 	flags.IntVar(&o.Rounds, "rounds", 100, "how often")
 	flags.IntVar(&o.ColdEvery, "cold-every", 20, "boot cold every so many rounds; 0 means never")
 	return cmd
-}
-
-func (a *app) printReport(r *bench.Report) error {
-	if a.json() {
-		return a.printJSON(r)
-	}
-	return r.WriteTable(a.stdout)
 }

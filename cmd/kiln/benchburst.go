@@ -7,6 +7,7 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/bench"
+	"github.com/kilnvm/kiln/internal/client"
 )
 
 func (a *app) benchBurst() *cobra.Command {
@@ -27,16 +28,9 @@ func (a *app) benchMany(use, short string, count int, run func(context.Context, 
 			if o.Count < 1 {
 				return usageError{kiln.Errorf(kiln.CodeInvalid, "--count must be at least 1")}
 			}
-			return a.withBenchServer(cmd.Context(), f, func(template string) (err error) {
-				o.Template, o.Progress = template, a.benchProgress
-				if o.Client, err = a.client(); err != nil {
-					return err
-				}
-				report, err := run(cmd.Context(), o)
-				if err != nil {
-					return err
-				}
-				return a.printReport(report)
+			return a.printBench(cmd.Context(), f, func(template string, c *client.Client) (*bench.Report, error) {
+				o.Template, o.Client, o.Progress = template, c, a.benchProgress
+				return run(cmd.Context(), o)
 			})
 		},
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/bench"
+	"github.com/kilnvm/kiln/internal/client"
 )
 
 func (a *app) benchExec() *cobra.Command {
@@ -21,16 +22,9 @@ number of its warm slots is set to 1 meanwhile and to 0 afterwards.`,
 			if o.Rounds < 1 || o.MegaBytes < 1 || o.Paced <= 0 || o.Concurrent < 1 {
 				return usageError{kiln.Errorf(kiln.CodeInvalid, "--rounds, --megabytes, --paced and --concurrent must be more than 0")}
 			}
-			return a.withBenchServer(cmd.Context(), f, func(template string) (err error) {
-				o.Template, o.Progress = template, a.benchProgress
-				if o.Client, err = a.client(); err != nil {
-					return err
-				}
-				report, err := bench.Exec(cmd.Context(), o)
-				if err != nil {
-					return err
-				}
-				return a.printReport(report)
+			return a.printBench(cmd.Context(), f, func(template string, c *client.Client) (*bench.Report, error) {
+				o.Template, o.Client, o.Progress = template, c, a.benchProgress
+				return bench.Exec(cmd.Context(), o)
 			})
 		},
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/cmd/kiln/server"
 	"github.com/kilnvm/kiln/internal/bench"
+	"github.com/kilnvm/kiln/internal/client"
 )
 
 func (a *app) benchIdle() *cobra.Command {
@@ -19,21 +20,14 @@ func (a *app) benchIdle() *cobra.Command {
 			if o.Slots < 1 || o.For <= 0 {
 				return usageError{kiln.Errorf(kiln.CodeInvalid, "--count must be at least 1 and --for positive")}
 			}
-			return a.withBenchServer(cmd.Context(), f, func(template string) (err error) {
+			return a.printBench(cmd.Context(), f, func(template string, c *client.Client) (*bench.Report, error) {
 				info, err := server.ReadInfo(a.localDataDir())
 				if err != nil {
-					return kiln.Errorf(kiln.CodeUnavailable, "the server's process is not known: %w", err).
+					return nil, kiln.Errorf(kiln.CodeUnavailable, "the server's process is not known: %w", err).
 						WithHint("run this on the server's host with its --data-dir, or use --own")
 				}
-				o.Template, o.Progress, o.Server = template, a.benchProgress, info.PID
-				if o.Client, err = a.client(); err != nil {
-					return err
-				}
-				report, err := bench.Idle(cmd.Context(), o)
-				if err != nil {
-					return err
-				}
-				return a.printReport(report)
+				o.Template, o.Client, o.Progress, o.Server = template, c, a.benchProgress, info.PID
+				return bench.Idle(cmd.Context(), o)
 			})
 		},
 	}

@@ -12,12 +12,32 @@ import (
 	"time"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/bench"
+	"github.com/kilnvm/kiln/internal/client"
 )
 
 func (a *app) benchProgress(what string) { fmt.Fprintln(a.stderr, "bench: "+what) }
 
-// withBenchServer passes the name of a template to measure: of the server that the flags
-// name or, with --own, of one that lives as long as use takes.
+// printBench prints what measure measures with a template: of the server that the flags
+// name or, with --own, of one that lives as long as that takes.
+func (a *app) printBench(ctx context.Context, f benchFlags, measure func(template string, c *client.Client) (*bench.Report, error)) error {
+	return a.withBenchServer(ctx, f, func(template string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		report, err := measure(template, c)
+		if err != nil {
+			return err
+		}
+		if a.json() {
+			return a.printJSON(report)
+		}
+		return report.WriteTable(a.stdout)
+	})
+}
+
+// withBenchServer passes the name of a template to measure.
 func (a *app) withBenchServer(ctx context.Context, f benchFlags, use func(template string) error) (err error) {
 	if !f.own {
 		if f.template == "" {

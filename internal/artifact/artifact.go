@@ -238,7 +238,7 @@ func (b *Blobs) Remove(d kiln.Digest) error {
 // diskFull turns the kernel's ways of saying so into an error for the operator.
 func diskFull(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return kiln.Errorf(kiln.CodeExhausted, "disk full: %w", err).WithHint("free space in the data directory")
+		return kiln.DiskFull(err)
 	}
 	return err
 }

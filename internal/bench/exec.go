@@ -72,27 +72,26 @@ type firsts struct {
 	first, tenth Sample
 }
 
-func (o *ExecOptions) starts(ctx context.Context, r *Report) (err error) {
-	if _, err := o.Client.SetWarmSlots(ctx, o.Template, o.Size, 1); err != nil {
-		return err
-	}
-	defer func() {
-		_, uerr := o.Client.SetWarmSlots(context.WithoutCancel(ctx), o.Template, o.Size, 0)
-		err = errors.Join(err, uerr)
-	}()
+func (o *ExecOptions) starts(ctx context.Context, r *Report) error {
 	var restored, warm firsts
-	for i := range o.Rounds {
-		o.Progress(fmt.Sprintf("round %d of %d", i+1, o.Rounds))
-		// The slot is made first, so that its making disturbs nothing that is measured.
-		if err := o.awaitSlot(ctx); err != nil {
-			return err
+	err := withSlots(ctx, o.Client, o.Template, o.Size, 1, func() error {
+		for i := range o.Rounds {
+			o.Progress(fmt.Sprintf("round %d of %d", i+1, o.Rounds))
+			// The slot is made first, so that its making disturbs nothing that is measured.
+			if err := o.awaitSlot(ctx); err != nil {
+				return err
+			}
+			if err := o.first(ctx, kiln.BootSnapshot, &restored); err != nil {
+				return err
+			}
+			if err := o.first(ctx, kiln.BootWarm, &warm); err != nil {
+				return err
+			}
 		}
-		if err := o.first(ctx, kiln.BootSnapshot, &restored); err != nil {
-			return err
-		}
-		if err := o.first(ctx, kiln.BootWarm, &warm); err != nil {
-			return err
-		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	r.row("restore: request to end of first command", restored.answered, 0)
 	r.row("restore: first command by itself", restored.first, 0)
@@ -110,24 +109,13 @@ func (o *ExecOptions) starts(ctx context.Context, r *Report) (err error) {
 func (o *ExecOptions) awaitSlot(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, bakePatience)
 	defer cancel()
-	t, err := o.Client.GetTemplate(ctx, o.Template)
-	if err != nil {
-		return err
-	}
 	for {
-		shelves, err := o.Client.WarmSlots(ctx)
-		if err != nil {
+		s, err := slotsOf(ctx, o.Client, o.Template, o.Size)
+		if err != nil || s.Ready > 0 {
 			return err
 		}
-		for _, s := range shelves {
-			if s.TemplateID == t.ID && s.Size == o.Size && s.Ready > 0 {
-				return nil
-			}
-		}
-		select {
-		case <-time.After(pollBake):
-		case <-ctx.Done():
-			return fmt.Errorf("no warm slot: %w", context.Cause(ctx))
+		if err := wait(ctx, pollBake); err != nil {
+			return fmt.Errorf("no warm slot: %w", err)
 		}
 	}
 }

@@ -29,13 +29,14 @@ type IdleOptions struct {
 // Idle keeps warm slots and measures the processor time that the server and its VMs use
 // while nobody asks for anything.
 func Idle(ctx context.Context, o IdleOptions) (r *Report, err error) {
-	if _, err := o.Client.SetWarmSlots(ctx, o.Template, o.Size, o.Slots); err != nil {
-		return nil, err
-	}
-	defer func() {
-		_, uerr := o.Client.SetWarmSlots(context.WithoutCancel(ctx), o.Template, o.Size, 0)
-		err = errors.Join(err, uerr)
-	}()
+	err = withSlots(ctx, o.Client, o.Template, o.Size, o.Slots, func() error {
+		r, err = o.measure(ctx)
+		return err
+	})
+	return r, err
+}
+
+func (o *IdleOptions) measure(ctx context.Context) (*Report, error) {
 	if err := o.filled(ctx); err != nil {
 		return nil, err
 	}
@@ -57,51 +58,32 @@ func Idle(ctx context.Context, o IdleOptions) (r *Report, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r = &Report{Name: "idle"}
-	r.Ratios = append(r.Ratios, Ratio{
-		What:  fmt.Sprintf("percent of a core that a server with %d paused slots uses", o.Slots),
-		Value: 100 * float64(after-before) / float64(took), Aim: IdleAim,
-	})
+	r := &Report{Name: "idle"}
+	r.figure(fmt.Sprintf("percent of a core that a server with %d paused slots uses", o.Slots), 100*float64(after-before)/float64(took), IdleAim, false)
 	return r, nil
 }
 
 // filled waits until all slots are ready.
 func (o *IdleOptions) filled(ctx context.Context) error {
 	const look = time.Second
-	told := -1
-	for {
-		shelves, err := o.Client.WarmSlots(ctx)
+	for told := -1; ; {
+		s, err := slotsOf(ctx, o.Client, o.Template, o.Size)
 		if err != nil {
 			return err
 		}
-		ready := 0
-		for _, s := range shelves {
-			if s.Template == o.Template && s.Size == o.Size {
-				ready = s.Ready
-				if s.Error != "" {
-					return fmt.Errorf("warm slots of %s: %s", o.Template, s.Error)
-				}
-			}
+		if s.Error != "" {
+			return fmt.Errorf("warm slots of %s: %s", o.Template, s.Error)
 		}
-		if ready >= o.Slots {
+		if s.Ready >= o.Slots {
 			return nil
 		}
-		if ready/10 > told {
-			told = ready / 10
-			o.Progress(fmt.Sprintf("%d of %d slots", ready, o.Slots))
+		if s.Ready/10 > told {
+			told = s.Ready / 10
+			o.Progress(fmt.Sprintf("%d of %d slots", s.Ready, o.Slots))
 		}
 		if err := wait(ctx, look); err != nil {
 			return err
 		}
-	}
-}
-
-func wait(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
 	}
 }
 

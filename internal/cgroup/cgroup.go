@@ -118,6 +118,16 @@ func (t *Tree) Start(name string, start func() (pid int, err error)) error {
 	return nil
 }
 
+// Confine returns what makes the group of a machine and starts its process there.
+func (t *Tree) Confine(name string, l Limits) func(start func() (pid int, err error)) error {
+	return func(start func() (int, error)) error {
+		if err := t.Make(name, l); err != nil {
+			return err
+		}
+		return t.Start(name, start)
+	}
+}
+
 // Usage returns what a group has used.
 func (t *Tree) Usage(name string) (Usage, error) {
 	u, err := t.h.usage(t.path(name))

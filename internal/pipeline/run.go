@@ -187,7 +187,7 @@ func diskFull(err error) error {
 	if kiln.CodeOf(err) != kiln.CodeInternal || !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
 		return err
 	}
-	return kiln.Errorf(kiln.CodeExhausted, "disk full: %w", err).WithHint("free space in the data directory")
+	return kiln.DiskFull(err)
 }
 
 // sourceStage reads the recipe: what is needed to learn the base images and, with them,

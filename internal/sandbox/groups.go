@@ -5,21 +5,17 @@ import (
 	"errors"
 
 	"github.com/kilnvm/kiln/internal/cgroup"
+	"github.com/kilnvm/kiln/internal/vmm"
 )
 
 // confine returns what puts the VMM of a sandbox into its control group before its guest
 // runs. The group bears the sandbox's ID, which its row or folder has recorded. A sandbox
 // that was paused finds its group again, or gets a new one.
-func (m *Manager) confine(id string, limits cgroup.Limits) func(start func() (pid int, err error)) error {
+func (m *Manager) confine(id string, limits cgroup.Limits) vmm.Confine {
 	if m.opts.Groups == nil {
 		return nil
 	}
-	return func(start func() (pid int, err error)) error {
-		if err := m.opts.Groups.Make(id, limits); err != nil {
-			return err
-		}
-		return m.opts.Groups.Start(id, start)
-	}
+	return m.opts.Groups.Confine(id, limits)
 }
 
 // dropGroup removes a sandbox's control group and whatever may still run in it.

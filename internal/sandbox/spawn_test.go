@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"errors"
 	"os"
 	"strings"
 	"sync"
@@ -99,28 +98,6 @@ func TestRacingClaimsOfSpawnedVMMs(t *testing.T) {
 	}
 	if len(handed) != spawned {
 		t.Errorf("%d VMMs were started and %d handed out", spawned, len(handed))
-	}
-}
-
-// A server that dies leaves VMMs that nobody has claimed; the next one ends them.
-func TestSpawnedVMMsOfADeadServerAreEnded(t *testing.T) {
-	h := newHost(t)
-	p, err := h.plan(t.Context(), hello())
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := h.spawn(t.Context(), p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := h.Reconcile(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := gone(b.snapshot().Process); err != nil {
-		t.Error(err)
-	}
-	if _, err := os.Stat(b.dir); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("its folder is left: %v", err)
 	}
 }
 

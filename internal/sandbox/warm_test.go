@@ -268,25 +268,34 @@ func TestSlotsMakeRoom(t *testing.T) {
 	wantCode(t, err, kiln.CodeExhausted)
 }
 
-// A server that dies leaves folders with VMs; the next one ends both.
+// A server that dies leaves folders with VMs, which nobody has claimed; the next one ends
+// both.
 func TestSlotsOfADeadServerAreEnded(t *testing.T) {
-	h := newHost(t)
-	p, err := h.plan(t.Context(), hello())
-	if err != nil {
-		t.Fatal(err)
+	for name, start := range map[string]func(*Manager, context.Context, *plan) (*box, error){
+		"warm": (*Manager).newSlot, "started ahead": (*Manager).spawn,
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			p, err := h.plan(t.Context(), hello())
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := start(h.Manager, t.Context(), p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := h.Reconcile(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := gone(b.snapshot().Process); err != nil {
+				t.Error(err)
+			}
+			if _, err := os.Stat(b.dir); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the slot's folder is left: %v", err)
+			}
+			if b.release != nil {
+				b.release() // the dead server's account
+			}
+		})
 	}
-	b, err := h.newSlot(t.Context(), p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := h.Reconcile(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := gone(b.snapshot().Process); err != nil {
-		t.Error(err)
-	}
-	if _, err := os.Stat(b.dir); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the slot's folder is left: %v", err)
-	}
-	b.release() // the dead server's account
 }

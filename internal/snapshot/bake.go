@@ -102,7 +102,7 @@ func (k *bake) explainFullDisk(err error) error {
 	if kiln.CodeOf(err) != kiln.CodeInternal || unix.Statfs(k.dir, &fs) != nil || fs.Bavail*uint64(fs.Bsize) >= fullBelow {
 		return err
 	}
-	return kiln.Errorf(kiln.CodeExhausted, "disk full: %w", err).WithHint("free space in the data directory")
+	return kiln.DiskFull(err)
 }
 
 func (k *bake) log(format string, args ...any) {
@@ -238,16 +238,11 @@ func (k *bake) config(folder, disk string) vmm.Config {
 
 // confine returns what puts a VMM of this bake into the bake's control group. A sweep finds
 // it by its name.
-func (k *bake) confine() func(start func() (pid int, err error)) error {
+func (k *bake) confine() vmm.Confine {
 	if k.opts.Groups == nil {
 		return nil
 	}
-	return func(start func() (pid int, err error)) error {
-		if err := k.opts.Groups.Make(k.group(), cgroup.For(k.spec.Size)); err != nil {
-			return err
-		}
-		return k.opts.Groups.Start(k.group(), start)
-	}
+	return k.opts.Groups.Confine(k.group(), cgroup.For(k.spec.Size))
 }
 
 func (k *bake) group() string { return filepath.Base(k.dir) }

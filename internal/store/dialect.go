@@ -123,7 +123,7 @@ func collided(err error) bool { return isPostgres(err, pgSerializationFailure, p
 func explain(err error) error {
 	var e *sqlite.Error
 	if errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_FULL {
-		return kiln.Errorf(kiln.CodeExhausted, "disk full: %w", err).WithHint("free space in the data directory")
+		return kiln.DiskFull(err)
 	}
 	if isPostgres(err, pgDiskFull) {
 		return kiln.Errorf(kiln.CodeExhausted, "the database server's disk is full: %w", err).WithHint("free space on the database server")

@@ -44,7 +44,7 @@ func mainCode(m *testing.M) int {
 	code := m.Run()
 
 	var left []string
-	left = append(left, processesLeft(runMarker+"="+marker)...)
+	left = append(left, processesLeft(marked(runMarker+"="+marker))...)
 	left = append(left, mountsBelow(dir)...)
 	left = append(left, filesIn(dir)...)
 	left = append(left, networksLeft(dir)...)
@@ -57,12 +57,11 @@ func mainCode(m *testing.M) int {
 	return code
 }
 
-// processesLeft returns the processes with marker in their environment that are still there
-// after leaveTime.
-func processesLeft(marker string) []string {
+// processesLeft returns those of the processes that are still there after leaveTime.
+func processesLeft(pids []int) []string {
 	deadline := time.Now().Add(leaveTime)
 	var left []string
-	for _, pid := range marked(marker) {
+	for _, pid := range pids {
 		if !ends(pid, deadline) {
 			cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 			left = append(left, fmt.Sprintf("process %d: %s", pid, bytes.ReplaceAll(cmdline, []byte{0}, []byte(" "))))

@@ -4,25 +4,16 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // LeftOf returns what a server that has ended left of its data directory's business on the
 // host: processes, mounts, networks and control groups. A process may take leaveTime to end.
 func LeftOf(dataDir string) []string {
-	var left []string
-	deadline := time.Now().Add(leaveTime)
-	for _, pid := range concerned(dataDir) {
-		if !ends(pid, deadline) {
-			cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-			left = append(left, fmt.Sprintf("process %d: %s", pid, bytes.ReplaceAll(cmdline, []byte{0}, []byte(" "))))
-		}
-	}
+	left := processesLeft(concerned(dataDir))
 	left = append(left, mountsBelow(dataDir)...)
 	left = append(left, networksLeft(filepath.Dir(dataDir))...)
 	for _, name := range []string{"kiln/" + shortSum(dataDir), "kiln-build-" + shortSum(filepath.Join(dataDir, "buildkit"))} {

@@ -6,9 +6,12 @@ import (
 	"os/exec"
 )
 
-// Start starts cmd as confine wants it ([Config.Confine]; nil confines nothing). After an
-// error no process is left.
-func Start(cmd *exec.Cmd, confine func(start func() (pid int, err error)) error) error {
+// Confine starts a process by start and bounds it; see [Config].
+type Confine func(start func() (pid int, err error)) error
+
+// Start starts cmd as confine wants it; nil confines nothing. After an error no process is
+// left.
+func Start(cmd *exec.Cmd, confine Confine) error {
 	if confine == nil {
 		return cmd.Start()
 	}

@@ -71,7 +71,7 @@ type Config struct {
 	// Confine, unless nil, is given what starts the VMM's process and calls it once, on the
 	// same thread. When it returns the process is bounded; neither has guest code run in it
 	// by then, nor has it touched guest memory. Its error is that of Boot or Restore.
-	Confine func(start func() (pid int, err error)) error
+	Confine Confine
 	// Network connects the VM; nil means that it has no network device. A machine is
 	// restored with a device if and only if it was captured with one.
 	Network *Network

@@ -90,7 +90,7 @@ func (d *Driver) launch(ctx context.Context, cfg vmm.Config, mem memory, incomin
 // The kernel sends the parent-death signal when the *thread* that forked ends, and Go's
 // threads come and go. So one goroutine keeps its thread for the life of the process; the
 // thread would be blocked in waiting anyway.
-func start(cmd *exec.Cmd, confine func(func() (int, error)) error) (ended <-chan error, err error) {
+func start(cmd *exec.Cmd, confine vmm.Confine) (ended <-chan error, err error) {
 	started, end := make(chan error), make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
