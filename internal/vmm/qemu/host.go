@@ -42,10 +42,10 @@ func canSandbox(ctx context.Context, binary string) bool {
 	return err == nil
 }
 
-// emulatedCPU fingerprints what a guest sees on TCG: QEMU's "max" model, which depends on
-// QEMU's version only, with the host's time stamp counter, whose measured frequency is
+// emulatedCPU fingerprints what a guest sees on TCG: a model that depends on QEMU's version
+// only, with the host's time stamp counter, whose measured frequency is
 // rounded to 10 MHz so that it is the same every time.
-func emulatedCPU(khz uint64) string { return fmt.Sprintf("max-tsc%dMHz", (khz+5_000)/10_000*10) }
+func emulatedCPU(khz uint64) string { return fmt.Sprintf(emulated+"-tsc%dMHz", (khz+5_000)/10_000*10) }
 
 // hostCPU fingerprints what a guest sees with -cpu host.
 func hostCPU(cpuinfo string) (string, error) {
