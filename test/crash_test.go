@@ -71,7 +71,10 @@ func TestHazard24KilledInEveryStage(t *testing.T) {
 		}
 	}
 	t.Run("three deaths", func(t *testing.T) { c.in(t).dieTooOften() })
-	t.Run("nothing left", func(t *testing.T) { c.in(t).leaveNothing(recipes) })
+	t.Run("nothing left", func(t *testing.T) {
+		c.in(t).must("templates", "delete", "crash")
+		c.server.in(t).leaveNothing(recipes)
+	})
 }
 
 // crashes is a server that is killed again and again, and the template it builds.
@@ -216,32 +219,6 @@ func (c *crashes) dieTooOften() {
 	if got := c.must("sandbox", "run", "-t", "crash", "--", "cat", "/number"); got != fmt.Sprintln(before) {
 		c.t.Errorf("a sandbox printed %q, want %d", got, before)
 	}
-}
-
-// leaveNothing deletes the template and stops the server: no blob but those of before, no
-// process, mount, network or control group is left.
-func (c *crashes) leaveNothing(before []string) {
-	c.must("templates", "delete", "crash")
-	// A warm slot that is just being made keeps its files for a moment.
-	deadline := time.Now().Add(time.Minute)
-	for c.must("gc"); !slices.Equal(c.blobs(), before); c.must("gc") {
-		if time.Now().After(deadline) {
-			c.t.Fatalf("blobs %q\nbefore the first build %q", c.blobs(), before)
-		}
-	}
-	c.stop()
-	if left := testkit.LeftOf(c.dataDir); len(left) > 0 {
-		c.t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
-	}
-}
-
-func (c *crashes) blobs() []string {
-	c.t.Helper()
-	blobs, err := filepath.Glob(filepath.Join(c.dataDir, "blobs/sha256/*/*"))
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	return blobs
 }
 
 // buildWatch reads the logs of builds as they are written: through the kernel's events, not

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -192,6 +193,38 @@ func (s *server) must(args ...string) string {
 		s.t.Fatalf("kiln %s: exit code %d\n%s%s\nserver log:\n%s", strings.Join(args, " "), r.code, r.stdout, r.stderr, s.logText())
 	}
 	return r.stdout
+}
+
+// leaveNothing collects what is unused and stops the server: no living sandbox is left, no
+// blob but those of before, no process, mount, network or control group.
+func (s *server) leaveNothing(before []string) {
+	s.t.Helper()
+	if list := s.must("sandbox", "list", "-o", "json"); strings.Contains(list, `"id"`) {
+		s.t.Errorf("still living:\n%s", list)
+	}
+	// A warm slot that is just being made keeps its files for a moment.
+	deadline := time.Now().Add(time.Minute)
+	for s.must("gc"); !slices.Equal(s.blobs(), before); s.must("gc") {
+		if time.Now().After(deadline) {
+			s.t.Fatalf("blobs %q\nbefore the first build %q", s.blobs(), before)
+		}
+	}
+	s.stop()
+	if left, err := os.ReadDir(filepath.Join(s.dataDir, "sandboxes")); err != nil || len(left) > 0 {
+		s.t.Errorf("left in sandboxes/: %v, %v", left, err)
+	}
+	if left := testkit.LeftOf(s.dataDir); len(left) > 0 {
+		s.t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+	}
+}
+
+func (s *server) blobs() []string {
+	s.t.Helper()
+	blobs, err := filepath.Glob(filepath.Join(s.dataDir, "blobs/sha256/*/*"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return blobs
 }
 
 func (s *server) logText() string {

@@ -24,13 +24,18 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (*kiln.Sandbox,
 		return nil, err
 	}
 	var b *box
+	var started context.Context
 	err = span.Do(ctx, "admit", func(context.Context) (err error) {
-		b, ctx, err = m.register(ctx, p, req, requested)
+		b, started, err = m.register(ctx, p, req, requested)
 		return err
 	})
+	if kiln.CodeOf(err) == kiln.CodeConflict && m.overtaken(ctx, p, req) {
+		return m.Create(ctx, req)
+	}
 	if err != nil {
 		return nil, err
 	}
+	ctx = started
 	span.Note(ctx, attribute.String("kiln.sandbox", b.id), attribute.String("kiln.template", p.template.ID),
 		attribute.Int("kiln.version", p.version.Number), attribute.String("kiln.size", p.size.Name))
 	err = m.start(ctx, b, requested)
@@ -47,6 +52,13 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (*kiln.Sandbox,
 	m.log.Info("sandbox runs", "sandbox", b.id, "template", s.Template, "version", s.Version,
 		"size", s.Size, "boot_mode", s.BootMode, "boot", s.BootTime)
 	return &s, nil
+}
+
+// overtaken reports whether another version has been promoted since p was made. The files
+// of p's may be gone already.
+func (m *Manager) overtaken(ctx context.Context, p *plan, req CreateRequest) bool {
+	now, err := m.plan(ctx, req)
+	return err == nil && now.version.Number != p.version.Number
 }
 
 // register admits a sandbox, writes its row and makes it known. The context it returns

@@ -122,6 +122,37 @@ func TestBadRequestsAreRefusedBeforeAnythingIsAcquired(t *testing.T) {
 	}
 }
 
+// TestStartOvertakenByARebuild: the version that a request found may be given up before its
+// sandbox has a row. Another one serves as well, unless there is none.
+func TestStartOvertakenByARebuild(t *testing.T) {
+	h := newHost(t)
+	refusal := kiln.Errorf(kiln.CodeConflict, "the files of version 1 are no longer kept")
+	refused := 0
+	h.store.fail = func(op string) error {
+		if op != "create" || h.store.version.Number == 2 {
+			return nil
+		}
+		refused++
+		next := *h.store.version
+		next.Number = 2
+		h.store.version = &next
+		return refusal
+	}
+	if s := h.create(t, hello()); s.Version != 2 || refused != 1 {
+		t.Errorf("version %d after %d refusals", s.Version, refused)
+	}
+	h.store.fail = func(op string) error {
+		if op == "create" {
+			refused++
+			return refusal
+		}
+		return nil
+	}
+	if _, err := h.Create(t.Context(), hello()); !errors.Is(err, refusal) || refused != 2 {
+		t.Errorf("%v after %d refusals", err, refused)
+	}
+}
+
 func TestColdBootAsksForASnapshot(t *testing.T) {
 	h := newHost(t)
 	h.store.snapshots = nil

@@ -112,7 +112,7 @@ func usableVersion(ctx context.Context, tx *txn, t *kiln.Template, number int) (
 	case v.Status != kiln.VersionReady:
 		return nil, kiln.Errorf(kiln.CodeConflict, "version %d of template %q is not ready but %s", number, t.Name, v.Status)
 	case !v.CollectedAt.IsZero():
-		return nil, collectedError(number, t.Name)
+		return nil, notKept(ctx, tx, t.ID, number, t.Name)
 	}
 	return v, nil
 }

@@ -40,7 +40,7 @@ func (s *Store) ResolveTemplate(ctx context.Context, orgID string, ref kiln.Temp
 		return nil, nil, kiln.Errorf(kiln.CodeConflict, "version %d of template %q is not ready but %s", number, t.Name, v.Status)
 	}
 	if !v.CollectedAt.IsZero() {
-		return nil, nil, collectedError(v.Number, t.Name)
+		return nil, nil, notKept(ctx, s.readers, t.ID, v.Number, t.Name)
 	}
 	return t, t.Quota.Apply(v), nil
 }
@@ -55,10 +55,4 @@ func (s *Store) taggedVersion(ctx context.Context, t *kiln.Template, tag string)
 		return 0, fmt.Errorf("tag %q of template %q: %w", tag, t.Name, err)
 	}
 	return number, nil
-}
-
-// collectedError says that a version is known but its files are gone.
-func collectedError(number int, name string) *kiln.Error {
-	return kiln.Errorf(kiln.CodeConflict, "the files of version %d of template %q are no longer kept", number, name).
-		WithHint("`kiln templates versions %s` shows what is; a tag keeps a version for good", name)
 }

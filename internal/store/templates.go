@@ -62,7 +62,29 @@ func (s *Store) FindTemplate(ctx context.Context, orgID, nameOrID string) (*kiln
 	return lookUp(ctx, s.readers, orgID, nameOrID)
 }
 
+// lookUp is FindTemplate in any transaction. Of a template that there was it says that it
+// was deleted.
 func lookUp(ctx context.Context, q querier, orgID, nameOrID string) (*kiln.Template, error) {
+	t, err := lookUpLiving(ctx, q, orgID, nameOrID)
+	if kiln.CodeOf(err) != kiln.CodeNotFound {
+		return t, err
+	}
+	var n int
+	row := q.QueryRowContext(ctx, `SELECT COUNT(*) FROM templates WHERE org_id = ? AND deleted_at <> 0 AND (name = ? OR id = ?)`, orgID, nameOrID, nameOrID)
+	if scanErr := row.Scan(&n); scanErr != nil {
+		return nil, fmt.Errorf("template %q: %w", nameOrID, scanErr)
+	}
+	if n > 0 {
+		return nil, deletedError(nameOrID)
+	}
+	return nil, err
+}
+
+func deletedError(name string) *kiln.Error {
+	return kiln.Errorf(kiln.CodeNotFound, "template %q was deleted", name)
+}
+
+func lookUpLiving(ctx context.Context, q querier, orgID, nameOrID string) (*kiln.Template, error) {
 	if strings.HasPrefix(nameOrID, kiln.TemplateIDPrefix) {
 		return findTemplate(ctx, q, `t.id = ? AND t.org_id IN (?, '')`, nameOrID, orgID)
 	}

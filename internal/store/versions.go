@@ -126,7 +126,20 @@ func checkKept(ctx context.Context, tx *txn, templateID string, number int, name
 		return fmt.Errorf("version %d of template %s: %w", number, name, err)
 	}
 	if collected != 0 {
-		return collectedError(number, name)
+		return notKept(ctx, tx, templateID, number, name)
 	}
 	return nil
+}
+
+// notKept says why the files of a version, which is known, are gone.
+func notKept(ctx context.Context, q querier, templateID string, number int, name string) error {
+	var deleted int64
+	if err := q.QueryRowContext(ctx, `SELECT deleted_at FROM templates WHERE id = ?`, templateID).Scan(&deleted); err != nil {
+		return fmt.Errorf("template %s: %w", name, err)
+	}
+	if deleted != 0 {
+		return deletedError(name)
+	}
+	return kiln.Errorf(kiln.CodeConflict, "the files of version %d of template %q are no longer kept", number, name).
+		WithHint("`kiln templates versions %s` shows what is; a tag keeps a version for good", name)
 }

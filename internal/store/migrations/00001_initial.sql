@@ -19,6 +19,7 @@ CREATE TABLE templates (
     deleted_at  BIGINT  NOT NULL DEFAULT 0
 );
 CREATE UNIQUE INDEX templates_by_name ON templates (org_id, name) WHERE deleted_at = 0;
+CREATE INDEX templates_deleted ON templates (org_id, name) WHERE deleted_at <> 0;
 
 CREATE TABLE versions (
     template_id      TEXT   NOT NULL REFERENCES templates (id),

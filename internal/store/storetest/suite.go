@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -35,6 +36,7 @@ func Run(t *testing.T, open func(t *testing.T) *store.Store) {
 		"NewestReadyWins":      testNewestReadyWins,
 		"FailureKeepsTheOld":   testFailureKeepsTheOld,
 		"Delete":               testDelete,
+		"Deleted is said":      testDeletedIsSaid,
 		"Aliases":              testAliases,
 		"Deferred":             testDeferred,
 		"Unfinished":           testUnfinished,
@@ -146,6 +148,52 @@ func testNamesAreUnique(t *testing.T, f fixture) {
 		t.Fatal(err)
 	}
 	f.create(t, org, "a")
+}
+
+// testDeletedIsSaid: what there was is not called unknown, but to its owner only.
+func testDeletedIsSaid(t *testing.T, f fixture) {
+	tmpl, v := f.create(t, org, "a")
+	f.promote(t, v)
+	if _, err := f.DeleteTemplate(f.ctx, org, "a"); err != nil {
+		t.Fatal(err)
+	}
+	for _, ref := range []string{"a", tmpl.ID} {
+		for asking, deleted := range map[string]bool{org: true, "org_b": false} {
+			_, _, err := f.ResolveTemplate(f.ctx, asking, kiln.TemplateRef{NameOrID: ref})
+			wantCode(t, "resolve "+ref, err, kiln.CodeNotFound)
+			if strings.Contains(err.Error(), "was deleted") != deleted {
+				t.Errorf("%s is told of %s: %v", asking, ref, err)
+			}
+		}
+	}
+	// A request that resolved it just before the deletion runs as long as the files are kept.
+	box := func() *kiln.Sandbox {
+		return &kiln.Sandbox{ID: kiln.NewSandboxID(), OrgID: org, TemplateID: tmpl.ID, Template: "a", Version: 1, Status: kiln.SandboxCreating}
+	}
+	early := box()
+	if err := f.CreateSandbox(f.ctx, early); err != nil {
+		t.Fatal(err)
+	}
+	ref := store.VersionRef{TemplateID: tmpl.ID, Number: 1}
+	if done, err := f.CollectVersion(f.ctx, ref, 3); done || err != nil {
+		t.Errorf("given up under a sandbox: %v, %v", done, err)
+	}
+	early.Status = kiln.SandboxFailed
+	if err := f.UpdateSandbox(f.ctx, early); err != nil {
+		t.Fatal(err)
+	}
+	if done, err := f.CollectVersion(f.ctx, ref, 3); !done || err != nil {
+		t.Errorf("kept: %v, %v", done, err)
+	}
+	err := f.CreateSandbox(f.ctx, box())
+	wantCode(t, "too late", err, kiln.CodeNotFound)
+	if !strings.Contains(err.Error(), `template "a" was deleted`) {
+		t.Error(err)
+	}
+	f.create(t, org, "a")
+	if _, err := f.FindTemplate(f.ctx, org, "a"); err != nil {
+		t.Errorf("another of the same name: %v", err)
+	}
 }
 
 func testVisibility(t *testing.T, f fixture) {
