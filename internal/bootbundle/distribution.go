@@ -19,6 +19,16 @@ import (
 // metaPackages name the current kernel for virtual machines: Debian's, then Ubuntu's.
 var metaPackages = []string{"linux-image-cloud-amd64", "linux-image-virtual"}
 
+// Distribution returns the kernel image and the module tree that [Build] takes where no
+// kernel is given.
+func Distribution(ctx context.Context, cacheDir string) (image, modules string, err error) {
+	c := cache{cacheDir}
+	if err := os.MkdirAll(c.dir, 0o755); err != nil {
+		return "", "", err
+	}
+	return distributionKernel(ctx, c)
+}
+
 // distributionKernel returns the kernel image and the module tree of the distribution's cloud
 // kernel.
 //

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"time"
@@ -57,7 +58,7 @@ type Usage struct {
 // mount point.
 type hierarchy interface {
 	make(group string, l Limits) error
-	start(group string, start func() (pid int, err error)) error
+	start(group string, cmd *exec.Cmd) error
 	processes(group string) ([]int, error)
 	usage(group string) (Usage, error)
 	remove(group string) error
@@ -108,23 +109,22 @@ func (t *Tree) Make(name string, l Limits) error {
 	return nil
 }
 
-// Start has start begin a process, so that it is in the group when start returns or, at the
-// latest, soon after. start runs on the calling goroutine, whose thread is locked meanwhile.
-// After an error the process may be running, and in the group or not.
-func (t *Tree) Start(name string, start func() (pid int, err error)) error {
-	if err := t.h.start(t.path(name), start); err != nil {
+// Start starts cmd in the group: its process is born there. It is started by the thread that
+// Start is called on, which is locked meanwhile. After an error the process may be running.
+func (t *Tree) Start(name string, cmd *exec.Cmd) error {
+	if err := t.h.start(t.path(name), cmd); err != nil {
 		return fmt.Errorf("control group %s: start a process: %w", t.path(name), err)
 	}
 	return nil
 }
 
 // Confine returns what makes the group of a machine and starts its process there.
-func (t *Tree) Confine(name string, l Limits) func(start func() (pid int, err error)) error {
-	return func(start func() (int, error)) error {
+func (t *Tree) Confine(name string, l Limits) func(cmd *exec.Cmd) error {
+	return func(cmd *exec.Cmd) error {
 		if err := t.Make(name, l); err != nil {
 			return err
 		}
-		return t.Start(name, start)
+		return t.Start(name, cmd)
 	}
 }
 

@@ -2,7 +2,9 @@ package cgroup
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"runtime"
@@ -13,6 +15,8 @@ import (
 	"time"
 
 	"github.com/containerd/cgroups/v3"
+	"golang.org/x/sys/unix"
+
 	"github.com/kilnvm/kiln/internal/testkit"
 )
 
@@ -36,16 +40,6 @@ func open(t *testing.T) *Tree {
 	return tree
 }
 
-// begin starts cmd in a group.
-func begin(tree *Tree, name string, cmd *exec.Cmd) error {
-	return tree.Start(name, func() (int, error) {
-		if err := cmd.Start(); err != nil {
-			return 0, err
-		}
-		return cmd.Process.Pid, nil
-	})
-}
-
 // gated starts a shell in a group, which runs script when let is called.
 func gated(t *testing.T, tree *Tree, name, script string) (cmd *exec.Cmd, let func()) {
 	t.Helper()
@@ -56,7 +50,7 @@ func gated(t *testing.T, tree *Tree, name, script string) (cmd *exec.Cmd, let fu
 	defer r.Close()
 	cmd = exec.Command("/bin/sh", "-c", "read go; "+script)
 	cmd.Stdin = r
-	if err := begin(tree, name, cmd); err != nil {
+	if err := tree.Start(name, cmd); err != nil {
 		t.Fatal(err)
 	}
 	return cmd, func() {
@@ -88,15 +82,20 @@ func TestLimitsReachTheKernel(t *testing.T) {
 	if cgroups.Mode() == cgroups.Unified {
 		weight, quota = "50", "150000 100000"
 	}
-	for _, tt := range []struct {
+	type setting struct {
 		want  string
 		files []string
-	}{
+	}
+	settings := []setting{
 		{weight, []string{"cpu.weight", "cpu.shares"}},
 		{quota, []string{"cpu.max", "cpu.cfs_quota_us"}},
 		{strconv.Itoa(96 << 20), []string{"memory.max", "memory.limit_in_bytes"}},
 		{"33", []string{"pids.max"}},
-	} {
+	}
+	if cgroups.Mode() == cgroups.Unified {
+		settings = append(settings, setting{"default 50", []string{"io.weight"}})
+	}
+	for _, tt := range settings {
 		if got := read(t, tree, "a", tt.files...); got != tt.want {
 			t.Errorf("%v is %q, want %q", tt.files, got, tt.want)
 		}
@@ -165,7 +164,7 @@ func TestStartInAGroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("/bin/sleep", "1000")
-	if err := begin(tree, "born", cmd); err != nil {
+	if err := tree.Start("born", cmd); err != nil {
 		t.Fatal(err)
 	}
 	for _, dir := range tree.Dirs("born") {
@@ -177,11 +176,30 @@ func TestStartInAGroup(t *testing.T) {
 	if after, err := os.ReadFile("/proc/thread-self/cgroup"); err != nil || string(after) != string(before) {
 		t.Errorf("the thread is in\n%s%v\nand was in\n%s", after, err, before)
 	}
-	if err := tree.Start("absent", func() (int, error) { return 0, nil }); err == nil {
+	if err := tree.Start("absent", exec.Command("/bin/true")); err == nil {
 		t.Error("a process was started in a group that is not there")
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Error(err)
 	}
 	_ = cmd.Wait()
+}
+
+// A full group refuses to have a process born in it. It would not refuse one that is moved there
+// (Documentation/admin-guide/cgroup-v2.rst on pids.max).
+func TestProcessIsBornInItsGroup(t *testing.T) {
+	tree := open(t)
+	if err := tree.Make("full", Limits{MemoryMiB: 32, PIDs: 8}); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range tree.Dirs("full") {
+		if err := os.WriteFile(dir+"/pids.max", []byte("0"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command("/bin/true")
+	if err := tree.Start("full", cmd); !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("a process was started in a full group: %v", err)
+		_ = cmd.Wait()
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -79,7 +80,7 @@ func (h *separate) make(group string, l Limits) error {
 // return. To move a process would keep the kernel from starting any thread or program, this
 // process among them, for an RCU grace period per controller; a thread that moves itself
 // waits for nothing (cgroup_procs_write_start in the kernel's kernel/cgroup/cgroup.c).
-func (h *separate) start(group string, start func() (int, error)) (err error) {
+func (h *separate) start(group string, cmd *exec.Cmd) (err error) {
 	runtime.LockOSThread()
 	home, err := cgroup1.ParseCgroupFile("/proc/thread-self/cgroup")
 	if err != nil {
@@ -96,8 +97,7 @@ func (h *separate) start(group string, start func() (int, error)) (err error) {
 	if err := h.move(func(cgroup1.Name) string { return group }); err != nil {
 		return err
 	}
-	_, err = start()
-	return err
+	return cmd.Start()
 }
 
 // move moves the calling thread, in every hierarchy, to the group that to names.

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/containerd/cgroups/v3/cgroup2"
@@ -72,22 +74,20 @@ func weighIO(m *cgroup2.Manager, group string, weight int) error {
 
 func (unified) load(group string) (*cgroup2.Manager, error) { return cgroup2.Load(group) }
 
-func (h unified) add(group string, pid int) error {
-	m, err := h.load(group)
+// start has the kernel make the process in the group (CLONE_INTO_CGROUP, clone(2)): version 2
+// does not let a single thread enter the group of another program, and to move a process
+// would stop every other one from starting threads meanwhile.
+func (unified) start(group string, cmd *exec.Cmd) error {
+	dir, err := os.Open(below(mountpoint, group))
 	if err != nil {
 		return err
 	}
-	return m.AddProc(uint64(pid))
-}
-
-// start moves the process once it runs: version 2 does not let single threads enter the group of
-// another program.
-func (h unified) start(group string, start func() (int, error)) error {
-	pid, err := start()
-	if err != nil {
-		return err
+	defer dir.Close()
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
-	return h.add(group, pid)
+	cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
+	return cmd.Start()
 }
 
 func (h unified) processes(group string) ([]int, error) {

@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cached returns the file of that name in the cache, and makes it first if it is missing.
+// Cached returns the file of that name in the cache, and makes it first if it is missing.
 // make writes to the path it is given; its result appears as a whole or not at all. The lock
 // keeps parallel test processes from making one thing twice.
-func cached(t testing.TB, name string, make func(path string)) string {
+func Cached(t testing.TB, name string, make func(path string)) string {
 	t.Helper()
 	path := filepath.Join(CacheDir(), name)
 	lock, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o644)
@@ -38,8 +38,8 @@ func cached(t testing.TB, name string, make func(path string)) string {
 	return path
 }
 
-// contentName returns a cache name that stands for the given contents.
-func contentName(prefix string, contents ...[]byte) string {
+// ContentName returns a cache name that stands for the given contents.
+func ContentName(prefix string, contents ...[]byte) string {
 	h := sha256.New()
 	for _, c := range contents {
 		sum := sha256.Sum256(c)

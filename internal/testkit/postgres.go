@@ -56,7 +56,7 @@ func StartPostgres(t testing.TB) *Postgres {
 	var log bytes.Buffer
 	server := command("postgres", "-D", data, "-k", dir, "-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=200", "-c", "shared_buffers=32MB")
 	server.Stdout, server.Stderr = &log, &log
-	ended := runOnOneThread(server)
+	ended := RunOnOneThread(server)
 	t.Cleanup(func() {
 		_ = server.Process.Signal(syscall.SIGQUIT) // it has ended by itself when this fails
 		<-ended
@@ -78,9 +78,9 @@ func StartPostgres(t testing.TB) *Postgres {
 	}
 }
 
-// runOnOneThread starts a command and returns a channel that is closed when it has ended.
+// RunOnOneThread starts a command and returns a channel that is closed when it has ended.
 // The kernel signals the death of the parent's thread, which must therefore live as long.
-func runOnOneThread(cmd *exec.Cmd) <-chan struct{} {
+func RunOnOneThread(cmd *exec.Cmd) <-chan struct{} {
 	started, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		runtime.LockOSThread()

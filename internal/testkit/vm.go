@@ -1,6 +1,7 @@
 package testkit
 
 import (
+	"cmp"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,9 +21,13 @@ var daemon struct {
 	path string
 }
 
-// Sandboxd builds kiln-sandboxd from the sources as they are and returns its path.
+// Sandboxd builds kiln-sandboxd from the sources as they are and returns its path. On a
+// machine without sources, KILN_TEST_SANDBOXD is that path.
 func Sandboxd(t testing.TB) string {
 	t.Helper()
+	if path := os.Getenv("KILN_TEST_SANDBOXD"); path != "" {
+		return path
+	}
 	daemon.once.Do(func() {
 		tmp := filepath.Join(ShortTempDir(t), "kiln-sandboxd")
 		// Without VCS stamps, so that a commit does not make another daemon.
@@ -37,7 +42,7 @@ func Sandboxd(t testing.TB) string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		daemon.path = cached(t, contentName("kiln-sandboxd", content), func(path string) {
+		daemon.path = Cached(t, ContentName("kiln-sandboxd", content), func(path string) {
 			if err := os.WriteFile(path, content, 0o755); err != nil {
 				t.Fatal(err)
 			}
@@ -63,6 +68,10 @@ func BootBundle(t testing.TB) kiln.BootBundle {
 	return bundle
 }
 
+// Accelerator is what the VMs of tests run on: software emulation, which every machine has,
+// or what KILN_TEST_ACCEL says.
+func Accelerator() string { return cmp.Or(os.Getenv("KILN_TEST_ACCEL"), "tcg") }
+
 // ScratchDisk makes an empty scratch disk of mb MiB for one VM.
 func ScratchDisk(t testing.TB, mb int) string {
 	t.Helper()
@@ -85,7 +94,7 @@ func MinimalRootfs(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return cached(t, contentName("minimal-rootfs", content, []byte(minimalFormat)), func(path string) {
+	return Cached(t, ContentName("minimal-rootfs", content, []byte(minimalFormat)), func(path string) {
 		dir := t.TempDir()
 		MinimalTree(t, dir)
 		Rootfs(t, dir, path)

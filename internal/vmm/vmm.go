@@ -68,9 +68,9 @@ type Config struct {
 	Memory string
 	// Disk bounds the traffic of both disks together.
 	Disk kiln.DiskLimits
-	// Confine, unless nil, is given what starts the VMM's process and calls it once, on the
-	// same thread. When it returns the process is bounded; neither has guest code run in it
-	// by then, nor has it touched guest memory. Its error is that of Boot or Restore.
+	// Confine, unless nil, starts the VMM's process, on the thread that it is called on. When
+	// it returns the process is bounded; neither has guest code run in it by then, nor has it
+	// touched guest memory. Its error is that of Boot or Restore.
 	Confine Confine
 	// Network connects the VM; nil means that it has no network device. A machine is
 	// restored with a device if and only if it was captured with one.

@@ -33,6 +33,9 @@ func TestAcceleratorIsProvenAndKept(t *testing.T) {
 	if first.Reason == "" || first.Accel != KVM && first.Accel != TCG {
 		t.Fatalf("got %+v", first)
 	}
+	if want := os.Getenv("KILN_TEST_ACCEL"); want != "" && first.Accel != want {
+		t.Errorf("got %+v, want %s", first, want)
+	}
 	if _, err := os.Stat(o.CacheFile); err != nil {
 		return // the result was not conclusive
 	}

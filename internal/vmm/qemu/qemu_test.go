@@ -13,7 +13,7 @@ func TestMain(m *testing.M) { testkit.Main(m) }
 
 func TestConformance(t *testing.T) {
 	testkit.RequireVM(t)
-	driver, err := qemu.New(t.Context(), qemu.Options{Accel: qemu.TCG})
+	driver, err := qemu.New(t.Context(), qemu.Options{Accel: testkit.Accelerator()})
 	if err != nil {
 		t.Fatal(err)
 	}

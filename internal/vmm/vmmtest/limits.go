@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"strconv"
 	"testing"
 	"time"
@@ -19,10 +20,11 @@ func (s *suite) confine(t *testing.T) {
 	cfg := s.config(t, "confine")
 	refused := errors.New("no room")
 	var confined int
-	cfg.Confine = func(start func() (int, error)) (err error) {
-		if confined, err = start(); err != nil {
+	cfg.Confine = func(cmd *exec.Cmd) error {
+		if err := cmd.Start(); err != nil {
 			return err
 		}
+		confined = cmd.Process.Pid
 		return refused
 	}
 	if m, err := s.driver.Boot(ctx, cfg); !errors.Is(err, refused) {
@@ -34,10 +36,11 @@ func (s *suite) confine(t *testing.T) {
 	if _, err := os.Stat("/proc/" + strconv.Itoa(confined)); err == nil {
 		t.Errorf("process %d is left", confined)
 	}
-	cfg.Confine = func(start func() (int, error)) (err error) {
-		if confined, err = start(); err != nil {
+	cfg.Confine = func(cmd *exec.Cmd) error {
+		if err := cmd.Start(); err != nil {
 			return err
 		}
+		confined = cmd.Process.Pid
 		if console, err := os.ReadFile(cfg.Dir + "/console.log"); err == nil && len(console) > 0 {
 			t.Error("the guest printed something before its VMM was confined")
 		}
