@@ -36,12 +36,18 @@ type nonce [nonceSize]byte
 
 func (n nonce) epoch() uint64 { return binary.BigEndian.Uint64(n[:8]) }
 
-// appendFrame appends one encoded frame to dst.
-func appendFrame(dst []byte, kind byte, epoch uint64, payload []byte) []byte {
+// appendFrame appends one encoded frame to dst. Its payload is given in pieces.
+func appendFrame(dst []byte, kind byte, epoch uint64, payload ...[]byte) []byte {
+	length := 0
+	for _, piece := range payload {
+		length += len(piece)
+	}
 	dst = append(dst, kind)
-	dst = binary.BigEndian.AppendUint16(dst, uint16(len(payload)))
+	dst = binary.BigEndian.AppendUint16(dst, uint16(length))
 	dst = binary.BigEndian.AppendUint64(dst, epoch)
-	dst = append(dst, payload...)
+	for _, piece := range payload {
+		dst = append(dst, piece...)
+	}
 	return append(dst, endByte)
 }
 

@@ -50,7 +50,8 @@ func TestEveryCutIsHealedByAHandshake(t *testing.T) {
 }
 
 func TestWholeFramesSurviveAHandshake(t *testing.T) {
-	in := appendData(nil, 7, bytes.Repeat([]byte("abc"), 5000), maxHostPayload)
+	out := outgoing{epoch: 7, limit: maxHostPayload}
+	in := out.add(bytes.Repeat([]byte("abc"), 5000))
 	frames, breaks := readAll(t, append(in, hello()...))
 	if breaks != 0 || len(frames) != 5 {
 		t.Fatalf("got %d frames and %d breaks, want 5 and 0", len(frames), breaks)

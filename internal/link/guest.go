@@ -22,7 +22,6 @@ type Listener struct {
 	err    error         // why; valid once done is closed
 
 	writing sync.Mutex // held during every write to port
-	out     []byte
 
 	mu      sync.Mutex
 	current *guestSession
@@ -182,7 +181,7 @@ func (l *Listener) deliver(f frame) {
 	s := l.current
 	l.mu.Unlock()
 	if s != nil && s.nonce.epoch() == f.epoch {
-		_, _ = s.in.Write(f.payload) // fails when the session has ended: then nobody wants it
+		s.in.put(f.payload)
 	}
 }
 
@@ -207,14 +206,13 @@ func (l *Listener) acceptFrom(ctx context.Context, s *guestSession) {
 type guestSession struct {
 	l     *Listener
 	nonce nonce
-	in    *io.PipeWriter
-	read  *io.PipeReader
+	in    *inbox
+	out   outgoing
 	mux   *yamux.Session
 }
 
 func newGuestSession(l *Listener, n nonce) (*guestSession, error) {
-	s := &guestSession{l: l, nonce: n}
-	s.read, s.in = io.Pipe()
+	s := &guestSession{l: l, nonce: n, in: newInbox(), out: outgoing{epoch: n.epoch(), limit: maxGuestPayload}}
 	mux, err := yamux.Server(s, muxConfig())
 	s.mux = mux
 	return s, err
@@ -226,29 +224,31 @@ func (s *guestSession) end() {
 	go func() { _ = s.mux.Close() }()
 }
 
-func (s *guestSession) Read(p []byte) (int, error) { return s.read.Read(p) }
+func (s *guestSession) Read(p []byte) (int, error) { return s.in.take(p) }
 
+// Write sends p. Only yamux's one sender calls it. Each frame is one write, because that is
+// what the port passes on in one piece.
 func (s *guestSession) Write(p []byte) (int, error) {
 	l := s.l
 	l.writing.Lock()
 	defer l.writing.Unlock()
-	written := 0
-	for rest := p; len(rest) > 0; {
+	for rest := s.out.add(p); len(rest) > 0; {
 		if !l.isCurrent(s) {
-			return written, io.ErrClosedPipe
+			return 0, io.ErrClosedPipe
 		}
-		n := min(len(rest), maxGuestPayload)
-		l.out = appendFrame(l.out[:0], kindData, s.nonce.epoch(), rest[:n])
-		if _, err := l.port.Write(l.out); err != nil {
-			return written, err
+		n := min(len(rest), maxGuestFrame)
+		if _, err := l.port.Write(rest[:n]); err != nil {
+			return 0, err
 		}
-		written += n
 		rest = rest[n:]
 	}
-	return written, nil
+	return len(p), nil
 }
 
 // Close makes Read fail, at once, and with it yamux's session.
-func (s *guestSession) Close() error { return s.read.CloseWithError(io.ErrClosedPipe) }
+func (s *guestSession) Close() error {
+	s.in.close()
+	return nil
+}
 
 var _ io.ReadWriteCloser = (*guestSession)(nil)

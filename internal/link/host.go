@@ -175,12 +175,12 @@ type hostCarrier struct {
 	frames *frameReader
 	epoch  uint64
 	rest   []byte // of the payload that was read last
-	out    []byte
+	out    outgoing
 	once   sync.Once
 }
 
 func newHostCarrier(conn net.Conn, r *bufio.Reader, epoch uint64) *hostCarrier {
-	return &hostCarrier{conn: conn, frames: newFrameReader(r, maxGuestPayload), epoch: epoch}
+	return &hostCarrier{conn: conn, frames: newFrameReader(r, maxGuestPayload), epoch: epoch, out: outgoing{epoch: epoch, limit: maxHostPayload}}
 }
 
 func (c *hostCarrier) Read(p []byte) (int, error) {
@@ -206,9 +206,10 @@ func (c *hostCarrier) Read(p []byte) (int, error) {
 // Write sends p in as few writes to the stream as possible. Only yamux's one sender
 // calls it.
 func (c *hostCarrier) Write(p []byte) (int, error) {
-	c.out = appendData(c.out[:0], c.epoch, p, maxHostPayload)
-	if _, err := c.conn.Write(c.out); err != nil {
-		return 0, err
+	if frames := c.out.add(p); len(frames) > 0 {
+		if _, err := c.conn.Write(frames); err != nil {
+			return 0, err
+		}
 	}
 	return len(p), nil
 }
@@ -218,14 +219,4 @@ func (c *hostCarrier) Close() error {
 	var err error
 	c.once.Do(func() { err = c.conn.SetDeadline(past) })
 	return err
-}
-
-// appendData appends p as data frames of at most limit bytes.
-func appendData(dst []byte, epoch uint64, p []byte, limit int) []byte {
-	for len(p) > 0 {
-		n := min(len(p), limit)
-		dst = appendFrame(dst, kindData, epoch, p[:n])
-		p = p[n:]
-	}
-	return dst
 }

@@ -14,15 +14,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Port is the guest's end of a virtio-serial port of Linux, for [Serve]. It is read by a
-// thread that waits in the kernel, not through Go's poller: between an interrupt and the
-// first byte there is then as little code as can be. One goroutine at a time may read.
+// Port is the guest's end of a virtio-serial port of Linux, for [Serve]. While it is urgent
+// it is read by a thread that waits in the kernel, not through Go's poller: between an
+// interrupt and the first byte there is then as little code as can be. Otherwise it is read
+// through the poller, so that a reader who waits does not keep a processor from those who
+// work on what it has read. One goroutine at a time may read.
 type Port struct {
 	name string
 	fd   int
 	gone bool // the last Read told that the host has gone
 
-	urgent bool // the reader's thread goes before all others
+	urgent bool     // the reader's thread goes before all others
+	polled *os.File // the port again, for Go's poller; nil when reads wait in the kernel. Only the reader uses it
 
 	attention time.Time // when Attend was called; zero when Read may sleep
 }
@@ -75,6 +78,14 @@ func (p *Port) Read(b []byte) (int, error) {
 		if n := p.look(b); n > 0 {
 			return n, nil
 		}
+	}
+	if p.polled != nil {
+		n, err := p.polled.Read(b)
+		if errors.Is(err, io.EOF) {
+			p.gone = true
+			return n, errors.Join(err, p.poll(false))
+		}
+		return n, err
 	}
 	for {
 		switch n, err := unix.Read(p.fd, b); {
@@ -152,7 +163,7 @@ func (p *Port) Write(b []byte) (int, error) {
 	for written < len(b) {
 		n, err := unix.Write(p.fd, b[written:])
 		if errors.Is(err, unix.EAGAIN) {
-			err = unix.SetNonblock(p.fd, false)
+			err = p.awaitRoom()
 		}
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			return written, &os.PathError{Op: "write", Path: p.name, Err: err}
@@ -162,12 +173,46 @@ func (p *Port) Write(b []byte) (int, error) {
 	return written, nil
 }
 
+// awaitRoom waits until something can be written. Without a host poll does not wait, but a
+// write does.
+func (p *Port) awaitRoom() error {
+	room := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLOUT}}
+	_, err := unix.Poll(room, -1)
+	if err == nil && room[0].Revents&unix.POLLOUT == 0 {
+		return unix.SetNonblock(p.fd, false)
+	}
+	return err
+}
+
+// poll makes Read wait in Go's poller, or in the kernel.
+func (p *Port) poll(on bool) error {
+	if on == (p.polled != nil) {
+		return nil
+	}
+	if !on {
+		err := p.polled.Close()
+		p.polled = nil
+		return errors.Join(err, unix.SetNonblock(p.fd, false))
+	}
+	if err := unix.SetNonblock(p.fd, true); err != nil { // of the open file, so of both descriptors
+		return err
+	}
+	fd, err := unix.FcntlInt(uintptr(p.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	p.polled = os.NewFile(uintptr(fd), p.name)
+	return nil
+}
+
 // schedParam is struct sched_param of sched_setscheduler(2).
 type schedParam struct{ priority int32 }
 
 // Urgent makes the calling goroutine, the reader, one that the kernel prefers to all
-// others, or an ordinary one again. While it is urgent it has its thread for itself.
+// others, or an ordinary one again. While it is urgent it has its thread for itself. That
+// it cannot be either is only slower.
 func (p *Port) Urgent(on bool) {
+	_ = p.poll(!on)
 	if p.urgent == on {
 		return
 	}
@@ -177,7 +222,6 @@ func (p *Port) Urgent(on bool) {
 		runtime.LockOSThread()
 		policy, param.priority = unix.SCHED_FIFO, 1
 	}
-	// It is an optimisation: a kernel that refuses it is only slower.
 	_, _, _ = unix.RawSyscall(unix.SYS_SCHED_SETSCHEDULER, 0, uintptr(policy), uintptr(unsafe.Pointer(&param)))
 	if !on {
 		runtime.UnlockOSThread()
