@@ -200,8 +200,12 @@ func (p *Process) output(data *process.ProcessEvent_DataEvent) error {
 	return err
 }
 
-// inputChunk is how much of Stdin is sent at once, in bytes.
-const inputChunk = 128 << 10
+// inputChunk is how much of Stdin is sent at once, in bytes, and bulk is how much no dialogue
+// has in one piece.
+const (
+	inputChunk = 256 << 10
+	bulk       = 16 << 10
+)
 
 // endOfTransmission is what a terminal takes for the end of its input.
 const endOfTransmission = 4
@@ -212,7 +216,12 @@ func (p *Process) feed(ctx context.Context) {
 	buffer := make([]byte, inputChunk)
 	for {
 		n, err := p.command.Stdin.Read(buffer)
-		if n > 0 && p.send(ctx, buffer[:n]) != nil {
+		if n >= bulk && err == nil && p.command.TTY == nil {
+			if p.stream(ctx, buffer, n) != nil {
+				return
+			}
+			err = io.EOF
+		} else if n > 0 && p.send(ctx, buffer[:n]) != nil {
 			return
 		}
 		if err != nil {
@@ -222,8 +231,32 @@ func (p *Process) feed(ctx context.Context) {
 	}
 }
 
+// stream sends the first n bytes of buffer and the rest of Stdin in one call, so that no
+// piece waits for the answer to the one before. Pieces of a dialogue are sent each in a call
+// of its own, because a proxy on the way might keep a request until its end.
+func (p *Process) stream(ctx context.Context, buffer []byte, n int) error {
+	calls := p.client.process.StreamInput(ctx)
+	start := &process.StreamInputRequest_StartEvent{Process: p.selector()}
+	err := calls.Send(&process.StreamInputRequest{Event: &process.StreamInputRequest_Start{Start: start}})
+	for more := error(nil); err == nil; n, more = p.command.Stdin.Read(buffer) {
+		if n > 0 {
+			data := &process.StreamInputRequest_DataEvent{Input: stdin(buffer[:n])}
+			err = calls.Send(&process.StreamInputRequest{Event: &process.StreamInputRequest_Data{Data: data}})
+		}
+		if more != nil {
+			break
+		}
+	}
+	_, closed := calls.CloseAndReceive()
+	return errors.Join(err, closed)
+}
+
+func stdin(b []byte) *process.ProcessInput {
+	return &process.ProcessInput{Input: &process.ProcessInput_Stdin{Stdin: b}}
+}
+
 func (p *Process) send(ctx context.Context, b []byte) error {
-	input := &process.ProcessInput{Input: &process.ProcessInput_Stdin{Stdin: b}}
+	input := stdin(b)
 	if p.command.TTY != nil {
 		input.Input = &process.ProcessInput_Pty{Pty: b}
 	}

@@ -9,6 +9,7 @@ import (
 	"hash"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"strconv"
 	"strings"
@@ -162,34 +163,60 @@ func TestEnvironmentLayers(t *testing.T) {
 	}
 }
 
+// Each piece of a dialogue comes back before the next is sent, whatever came before, and also
+// where something on the way keeps a request until its end.
 func TestRunStreamsAsItComes(t *testing.T) {
 	c, _ := start(t)
-	stdin, feed := io.Pipe()
-	out, show := io.Pipe()
-	result := make(chan error, 1)
-	go func() {
-		exit, err := c.Run(t.Context(), guest.Command{Args: []string{"cat"}, Stdin: stdin, Stdout: show})
-		if exit.Code != 0 {
-			err = errors.Join(err, fmt.Errorf("exit %+v", exit))
-		}
-		result <- err
-		show.Close()
-	}()
-	line := make([]byte, 64)
-	for i := range 5 { // each line must come back before the next is sent
-		text := fmt.Sprintf("line %d\n", i)
-		if _, err := io.WriteString(feed, text); err != nil {
-			t.Fatal(err)
-		}
-		n, err := io.ReadFull(out, line[:len(text)])
-		if err != nil || string(line[:n]) != text {
-			t.Fatalf("%q, %v", line[:n], err)
-		}
+	for name, test := range map[string]struct {
+		client *guest.Client
+		first  string
+	}{
+		"lines":                     {c, "line\n"},
+		"lines after a large piece": {c, strings.Repeat("much\n", 20_000)},
+		"lines through a keeper":    {guest.NewHTTP(guest.BaseURL, keeper{c.Anonymous()}), "line\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			stdin, feed := io.Pipe()
+			out, show := io.Pipe()
+			result := make(chan error, 1)
+			go func() {
+				exit, err := test.client.Run(t.Context(), guest.Command{Args: []string{"cat"}, Stdin: stdin, Stdout: show})
+				if exit.Code != 0 {
+					err = errors.Join(err, fmt.Errorf("exit %+v", exit))
+				}
+				result <- err
+				show.Close()
+			}()
+			for i, text := range []string{test.first, "line 1\n", "line 2\n", "line 3\n"} {
+				if _, err := io.WriteString(feed, text); err != nil {
+					t.Fatal(err)
+				}
+				back := make([]byte, len(text))
+				if n, err := io.ReadFull(out, back); err != nil || string(back) != text {
+					t.Fatalf("piece %d: %d bytes came back, %v", i, n, err)
+				}
+			}
+			feed.Close()
+			if err := <-result; err != nil {
+				t.Error(err)
+			}
+		})
 	}
-	feed.Close()
-	if err := <-result; err != nil {
-		t.Error(err)
+}
+
+// keeper passes a request on when it has all of it.
+type keeper struct{ next http.RoundTripper }
+
+func (k keeper) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body != nil {
+		whole, err := io.ReadAll(r.Body)
+		if err != nil {
+			return nil, err
+		}
+		r = r.Clone(r.Context())
+		r.Body = io.NopCloser(bytes.NewReader(whole))
 	}
+	return k.next.RoundTrip(r)
 }
 
 func TestRunKeepsEveryByte(t *testing.T) {

@@ -119,6 +119,9 @@ func (r *running) read(o output) {
 		if n > 0 {
 			r.output.publish(o.kind, buffer[:n])
 		}
+		if n == len(buffer) {
+			buffer = o.grown(buffer)
+		}
 		if err != nil { // end of file, or EIO from a terminal that nobody holds open
 			return
 		}

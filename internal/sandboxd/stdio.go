@@ -14,9 +14,12 @@ import (
 	"github.com/kilnvm/kiln/internal/guestapi/process"
 )
 
-// Sizes of the pieces in which output is read, in bytes.
+// Sizes of the pieces in which output is read, in bytes. Those of a pipe grow to the largest
+// while they come filled, and the pipe with them: each piece has its price, and so has each
+// turn between the daemon and the command.
 const (
 	pipeChunk     = 32 << 10
+	pipeChunkMax  = 256 << 10
 	terminalChunk = 16 << 10
 )
 
@@ -32,6 +35,26 @@ type output struct {
 	kind  outputKind
 	file  *os.File
 	chunk int
+	most  int
+}
+
+// grown returns a buffer for the next piece after one that filled buffer.
+func (o output) grown(buffer []byte) []byte {
+	if len(buffer) >= o.most {
+		return buffer
+	}
+	buffer = make([]byte, min(2*len(buffer), o.most))
+	widen(o.file, len(buffer))
+	return buffer
+}
+
+// widen lets a pipe hold size bytes, if it may. A small one serves as well.
+func widen(pipe *os.File, size int) {
+	raw, err := pipe.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, size) })
 }
 
 // openPipes connects a process by pipes that belong to its account, so that it can open them
@@ -59,7 +82,7 @@ func openPipes(withInput bool, owner account) (_ *stdio, err error) {
 			return nil, err
 		}
 		s.child = append(s.child, w)
-		s.outputs = append(s.outputs, output{kind, r, pipeChunk})
+		s.outputs = append(s.outputs, output{kind, r, pipeChunk, pipeChunkMax})
 	}
 	pipes := s.child
 	if !withInput {
@@ -82,7 +105,7 @@ func openTerminal(size *process.PTY_Size, owner account) (*stdio, error) {
 	s := &stdio{
 		child:   []*os.File{process, process, process},
 		input:   controlling,
-		outputs: []output{{terminal, controlling, terminalChunk}},
+		outputs: []output{{terminal, controlling, terminalChunk, terminalChunk}},
 		tty:     controlling,
 	}
 	err = errors.Join(resize(controlling, size), process.Chown(int(owner.uid), -1))
@@ -123,6 +146,7 @@ func (s *stdio) closeAll() {
 type input struct {
 	file *os.File // nil when there is none
 	turn chan struct{}
+	wide bool // the pipe was made as large as large pieces want it; used in turn
 	mu   sync.Mutex
 	shut bool
 }
@@ -141,6 +165,10 @@ func (in *input) write(ctx context.Context, b []byte) error {
 		defer func() { <-in.turn }()
 	case <-ctx.Done():
 		return contextError(ctx)
+	}
+	if len(b) > pipeChunk && !in.wide {
+		in.wide = true
+		widen(in.file, pipeChunkMax) // a terminal is no pipe
 	}
 	reset := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {

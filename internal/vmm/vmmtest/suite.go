@@ -92,6 +92,8 @@ func (s *suite) bootAndKill(t *testing.T) {
 		wg.Wait()
 	})
 
+	t.Run("streams", func(t *testing.T) { streams(t, ctx, client) })
+
 	t.Run("pause and resume", func(t *testing.T) {
 		for range 2 { // both are idempotent
 			must(t, m.Pause(ctx))
