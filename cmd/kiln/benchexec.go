@@ -16,7 +16,7 @@ func (a *app) benchExec() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "exec", Short: "Measure commands: the first ones of a sandbox, streams, many at once", Args: cobra.NoArgs,
 		Long: `Measure commands: the first ones of a sandbox, restored and from a warm slot; streams in both
-directions, with checksums; many at once in one sandbox. The template needs sh and cat. The
+directions, with checksums; many at once in one sandbox. The template needs sh, cat and dd. The
 number of its warm slots is set to 1 meanwhile and to 0 afterwards.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.Rounds < 1 || o.MegaBytes < 1 || o.Paced <= 0 || o.Concurrent < 1 {

@@ -159,12 +159,9 @@ func (o *ExecOptions) inOne(ctx context.Context, id string, r *Report) error {
 		}
 		r.figure(fmt.Sprintf("echoed stream of %d KiB/s, both ways at once: rate kept", rate>>10), got/float64(rate), 0.9, true)
 	}
-	up, down, err := o.flatOut(ctx, g)
-	if err != nil {
+	if err := o.flatOut(ctx, g, r); err != nil {
 		return err
 	}
-	r.figure("input of a command as fast as it goes, MB/s", up, 100, true)
-	r.figure("output of a command as fast as it goes, MB/s", down, 100, true)
 	return o.atOnce(ctx, g, r)
 }
 
@@ -175,10 +172,10 @@ func (o *ExecOptions) echo(ctx context.Context, g *guest.Client, rate int) (floa
 	in := newChecked(rand.NewChaCha8([32]byte{1}), size)
 	out := sha256.New()
 	begun := time.Now()
-	exit, err := g.Run(ctx, guest.Command{Args: []string{"/bin/sh", "-c", "cat"}, Stdin: &paced{in, begun, rate, 0}, Stdout: out})
+	err := script(ctx, g, "cat", &paced{in, begun, rate, 0}, out)
 	took := time.Since(begun)
-	if err != nil || exit.Code != 0 {
-		return 0, fmt.Errorf("exit %d: %w", exit.Code, err)
+	if err != nil {
+		return 0, err
 	}
 	if in.sum() != sum(out) {
 		return 0, errors.New("what came back is not what was sent")
@@ -186,29 +183,66 @@ func (o *ExecOptions) echo(ctx context.Context, g *guest.Client, rate int) (floa
 	return float64(size) / took.Seconds(), nil
 }
 
-// flatOut returns the throughput in MB/s of a command's input and of its output. The
-// command keeps what it is sent, so that one checksum holds both directions to account.
-func (o *ExecOptions) flatOut(ctx context.Context, g *guest.Client) (up, down float64, err error) {
+// flatOut measures the throughput of a command's input and output and of files. What comes
+// out is what went in, so that one checksum holds both directions to account. The yardstick
+// is a pipe between two commands in the same sandbox: what its processor can copy.
+func (o *ExecOptions) flatOut(ctx context.Context, g *guest.Client, r *Report) error {
 	const file = "/tmp/kiln-bench"
 	size := o.MegaBytes * megaByte
-	in := newChecked(rand.NewChaCha8([32]byte{2}), size)
+	in, out := newChecked(rand.NewChaCha8([32]byte{2}), size), sha256.New()
+	upload, download := newChecked(rand.NewChaCha8([32]byte{3}), size), sha256.New()
+	pipe, err := o.rate(func() error {
+		return script(ctx, g, fmt.Sprintf("dd if=/dev/zero bs=100000 count=%d 2>/dev/null | cat >/dev/null", size/100_000), nil, nil)
+	})
+	if err != nil {
+		return fmt.Errorf("pipe in the sandbox: %w", err)
+	}
+	r.figure("pipe between two commands in the sandbox, MB/s", pipe, 0, true)
+	for _, stream := range []struct {
+		what string
+		run  func() error
+	}{
+		{"input of a command", func() error { return script(ctx, g, "mkdir -p /tmp && cat >"+file, in, nil) }},
+		{"output of a command", func() error { return script(ctx, g, "cat "+file, nil, out) }},
+		{"upload of a file", func() error { return g.WriteFile(ctx, file, upload) }},
+		{"download of a file", func() error { return readFile(ctx, g, file, download) }},
+	} {
+		rate, err := o.rate(stream.run)
+		if err != nil {
+			return fmt.Errorf("%s: %w", stream.what, err)
+		}
+		r.figure(stream.what+" as fast as it goes, MB/s", rate, 100, true)
+		r.figure(stream.what+" / pipe in the sandbox", rate/pipe, 0, true)
+	}
+	if in.sum() != sum(out) || upload.sum() != sum(download) {
+		return errors.New("what came out is not what went in")
+	}
+	return g.Remove(ctx, file)
+}
+
+// rate returns the throughput in MB/s of what moves o.MegaBytes.
+func (o *ExecOptions) rate(move func() error) (float64, error) {
 	begun := time.Now()
-	exit, err := g.Run(ctx, guest.Command{Args: []string{"/bin/sh", "-c", "mkdir -p /tmp && cat >" + file}, Stdin: in})
+	err := move()
+	return float64(o.MegaBytes) / time.Since(begun).Seconds(), err
+}
+
+// script runs a shell command that must succeed.
+func script(ctx context.Context, g *guest.Client, text string, in io.Reader, out io.Writer) error {
+	exit, err := g.Run(ctx, guest.Command{Args: []string{"/bin/sh", "-c", text}, Stdin: in, Stdout: out})
 	if err != nil || exit.Code != 0 {
-		return 0, 0, fmt.Errorf("input: exit %d: %w", exit.Code, err)
+		return fmt.Errorf("exit %d: %w", exit.Code, err)
 	}
-	up = float64(o.MegaBytes) / time.Since(begun).Seconds()
-	out := sha256.New()
-	begun = time.Now()
-	exit, err = g.Run(ctx, guest.Command{Args: []string{"/bin/sh", "-c", "cat " + file + "; rm " + file}, Stdout: out})
-	if err != nil || exit.Code != 0 {
-		return 0, 0, fmt.Errorf("output: exit %d: %w", exit.Code, err)
+	return nil
+}
+
+func readFile(ctx context.Context, g *guest.Client, path string, to io.Writer) error {
+	content, err := g.ReadFile(ctx, path)
+	if err != nil {
+		return err
 	}
-	down = float64(o.MegaBytes) / time.Since(begun).Seconds()
-	if in.sum() != sum(out) {
-		return 0, 0, errors.New("the output is not what the input was")
-	}
-	return up, down, nil
+	_, err = io.Copy(to, content)
+	return errors.Join(err, content.Close())
 }
 
 // atOnce runs many commands at once, each with something of its own to say.
@@ -263,7 +297,7 @@ func (p *paced) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// figure notes a number that has an aim.
+// figure notes a number that has an aim, or none if that is 0.
 func (r *Report) figure(what string, value, aim float64, atLeast bool) {
 	r.Ratios = append(r.Ratios, Ratio{What: strings.ReplaceAll(what, "|", "/"), Value: value, Aim: aim, AtLeast: atLeast})
 }

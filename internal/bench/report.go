@@ -22,7 +22,7 @@ type Row struct {
 	Bare float64 `json:"per_bare_qemu,omitempty"`
 }
 
-// Ratio is a figure that has an aim.
+// Ratio is a figure that has an aim, unless that is 0.
 type Ratio struct {
 	What  string  `json:"what"`
 	Value float64 `json:"value"`
@@ -76,7 +76,11 @@ func (r *Report) WriteTable(w io.Writer) error {
 		if x.Met() {
 			met = "yes"
 		}
-		fmt.Fprintf(t, "| %s\t| %.2f\t| %s %g\t| %s\t|\n", x.What, x.Value, sign, x.Aim, met)
+		aim := fmt.Sprintf("%s %g", sign, x.Aim)
+		if x.Aim == 0 {
+			aim, met = "–", "–"
+		}
+		fmt.Fprintf(t, "| %s\t| %.2f\t| %s\t| %s\t|\n", x.What, x.Value, aim, met)
 	}
 	return t.Flush()
 }
