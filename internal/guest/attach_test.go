@@ -5,8 +5,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"hash"
 	"io"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -107,6 +110,43 @@ func TestStreamsLoseNothing(t *testing.T) {
 			}
 			t.Logf("%d MiB in %s", test.size>>20, time.Since(begun))
 		})
+	}
+}
+
+// Two who follow one command, at their own pace, get the same of both outputs.
+func TestFollowersGetTheSame(t *testing.T) {
+	c, _ := start(t)
+	const size = 8 << 20
+	file := filepath.Join(t.TempDir(), "random")
+	random := make([]byte, size)
+	_, _ = rand.NewChaCha8([32]byte{3}).Read(random)
+	if err := os.WriteFile(file, random, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	stdin, feed := io.Pipe()
+	outputs := [4]hash.Hash{sha256.New(), sha256.New(), sha256.New(), sha256.New()}
+	first, err := c.Start(t.Context(), guest.Command{
+		Args:  []string{"sh", "-c", `read go; cat "$0" & cat "$0" >&2; wait`, file},
+		Stdin: stdin, Stdout: outputs[0], Stderr: outputs[1],
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := c.Attach(t.Context(), first.PID, guest.Command{Stdout: slow{outputs[2]}, Stderr: slow{outputs[3]}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go fmt.Fprintln(feed, "go")
+	for i, p := range []*guest.Process{first, second} {
+		if exit, err := p.Wait(t.Context()); err != nil || exit.Code != 0 {
+			t.Errorf("follower %d: exit %+v, %v", i, exit, err)
+		}
+	}
+	want := sha256.Sum256(random)
+	for i, got := range outputs {
+		if !bytes.Equal(got.Sum(nil), want[:]) {
+			t.Errorf("output %d of follower %d is not what the command wrote", i%2, i/2)
+		}
 	}
 }
 

@@ -1,7 +1,6 @@
 package sandboxd
 
 import (
-	"bytes"
 	"sync"
 
 	"github.com/kilnvm/kiln/internal/guestapi/process"
@@ -25,7 +24,8 @@ type fanout struct {
 	end       *process.ProcessEvent // set once there will be no more output
 }
 
-// follower receives events until they are closed, which follows the end event.
+// follower receives events until they are closed, which follows the end event. It has done
+// with an event when it receives the next.
 type follower struct {
 	events chan *process.ProcessEvent
 	gone   chan struct{}
@@ -34,7 +34,7 @@ type follower struct {
 
 // follow adds a follower; what it gets begins now. Call leave when done.
 func (f *fanout) follow() *follower {
-	n := &follower{events: make(chan *process.ProcessEvent, 1), gone: make(chan struct{})}
+	n := &follower{events: make(chan *process.ProcessEvent, inUse-1), gone: make(chan struct{})}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.end != nil {
@@ -67,13 +67,18 @@ func (f *fanout) current() []*follower {
 	return list
 }
 
-// publish hands a copy of b to every follower.
+// inUse is how many of the events that were published last may still be in use: one that a
+// follower works on, and one that waits for it.
+const inUse = 2
+
+// publish hands b to every follower. It may be changed again when inUse further calls for
+// the same output have returned.
 func (f *fanout) publish(kind outputKind, b []byte) {
 	followers := f.current()
 	if len(followers) == 0 {
 		return
 	}
-	event := dataEvent(kind, bytes.Clone(b))
+	event := dataEvent(kind, b)
 	for _, n := range followers {
 		n.send(event)
 	}

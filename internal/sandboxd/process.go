@@ -1,6 +1,7 @@
 package sandboxd
 
 import (
+	"bytes"
 	"os"
 	"sync"
 	"syscall"
@@ -111,19 +112,31 @@ func (r *running) follow() {
 	r.output.finish(endEvent(state, err))
 }
 
+// read hands out one output until it ends. Small pieces are copied. Large ones are handed
+// out in turns of as many buffers as it takes to be sure that all followers have done with
+// the oldest.
 func (r *running) read(o output) {
 	defer o.file.Close()
-	buffer := make([]byte, o.chunk)
+	var buffers [inUse + 1][]byte
+	size, turn := o.chunk, 0
 	for {
-		n, err := o.file.Read(buffer)
-		if n > 0 {
-			r.output.publish(o.kind, buffer[:n])
+		if len(buffers[turn]) < size {
+			buffers[turn] = make([]byte, size)
 		}
-		if n == len(buffer) {
-			buffer = o.grown(buffer)
+		n, err := o.file.Read(buffers[turn])
+		switch {
+		case n > o.chunk/2:
+			r.output.publish(o.kind, buffers[turn][:n])
+			turn = (turn + 1) % len(buffers)
+		case n > 0:
+			r.output.publish(o.kind, bytes.Clone(buffers[turn][:n]))
 		}
 		if err != nil { // end of file, or EIO from a terminal that nobody holds open
 			return
+		}
+		if n == size && size < o.most {
+			size = min(2*size, o.most)
+			widen(o.file, size)
 		}
 	}
 }

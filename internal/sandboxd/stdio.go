@@ -32,20 +32,9 @@ type stdio struct {
 }
 
 type output struct {
-	kind  outputKind
-	file  *os.File
-	chunk int
-	most  int
-}
-
-// grown returns a buffer for the next piece after one that filled buffer.
-func (o output) grown(buffer []byte) []byte {
-	if len(buffer) >= o.most {
-		return buffer
-	}
-	buffer = make([]byte, min(2*len(buffer), o.most))
-	widen(o.file, len(buffer))
-	return buffer
+	kind        outputKind
+	file        *os.File
+	chunk, most int // bytes of a piece, at first and at most
 }
 
 // widen lets a pipe hold size bytes, if it may. A small one serves as well.
