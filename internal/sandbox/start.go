@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/artifact"
 	"github.com/kilnvm/kiln/internal/cgroup"
@@ -74,11 +76,11 @@ func (m *Manager) startVM(ctx context.Context, b *box, requested time.Time) erro
 	if err != nil {
 		return err
 	}
-	if err := m.connect(ctx, b); err != nil {
-		return err
-	}
 	if snap != nil {
 		return m.restore(ctx, b, snap, requested)
+	}
+	if err := m.connect(ctx, b); err != nil {
+		return err
 	}
 	return m.bootCold(ctx, b, requested)
 }
@@ -163,13 +165,22 @@ func (m *Manager) restore(ctx context.Context, b *box, snap *kiln.Snapshot, requ
 	return nil
 }
 
-// clone starts a VM from snap, with a scratch disk of its own. It is paused.
-func (m *Manager) clone(ctx context.Context, b *box, snap *kiln.Snapshot) (machine vmm.Machine, err error) {
-	err = span.Do(ctx, "scratch disk", func(ctx context.Context) error {
-		return artifact.CopySparse(ctx, scratchIn(b.dir), m.opts.Blobs.Path(snap.Scratch.Digest))
+// clone starts a VM from snap, with a network slot and a scratch disk of its own, which are
+// made at the same time. It is paused.
+func (m *Manager) clone(ctx context.Context, b *box, snap *kiln.Snapshot) (vmm.Machine, error) {
+	var parts errgroup.Group
+	parts.Go(func() error { return m.connect(ctx, b) })
+	parts.Go(func() error {
+		err := span.Do(ctx, "scratch disk", func(ctx context.Context) error {
+			return artifact.CopySparse(ctx, scratchIn(b.dir), m.opts.Blobs.Path(snap.Scratch.Digest))
+		})
+		if err != nil {
+			return fmt.Errorf("scratch disk: %w", err)
+		}
+		return nil
 	})
-	if err != nil {
-		return nil, fmt.Errorf("scratch disk: %w", err)
+	if err := parts.Wait(); err != nil {
+		return nil, err
 	}
 	return m.restoreVM(ctx, b, vmm.State{Memory: m.opts.Blobs.Path(snap.Memory.Digest), State: m.opts.Blobs.Path(snap.VMState.Digest)})
 }

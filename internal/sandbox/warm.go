@@ -312,9 +312,6 @@ func (m *Manager) restoreSlot(ctx context.Context, b *box) error {
 	if snap == nil {
 		return errNoSnapshot
 	}
-	if err := m.connect(ctx, b); err != nil {
-		return err
-	}
 	machine, err := m.clone(ctx, b, snap)
 	if err != nil {
 		return err

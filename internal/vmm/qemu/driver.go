@@ -114,10 +114,14 @@ func (d *Driver) Restore(ctx context.Context, cfg vmm.Config, s vmm.State) (vmm.
 	if err != nil {
 		return nil, err
 	}
-	if err := span.Do(ctx, "greet VMM", m.qmp.greet); err != nil {
+	greeted, loaded, err := m.load(state)
+	if err == nil {
+		err = span.Do(ctx, "greet VMM", greeted.await)
+	}
+	if err != nil {
 		return nil, m.abandon(err)
 	}
-	if err := span.Do(ctx, "load state", func(ctx context.Context) error { return m.load(ctx, state) }); err != nil {
+	if err := span.Do(ctx, "load state", func(ctx context.Context) error { return m.awaitLoad(ctx, loaded) }); err != nil {
 		err = m.abandon(err)
 		if ctx.Err() == nil {
 			err = fmt.Errorf("%w: %w", vmm.ErrBadState, err)

@@ -16,9 +16,8 @@ import (
 // monitor speaks QMP, QEMU's JSON protocol ("QEMU Machine Protocol Specification"):
 // commands are answered in their order, and events come in between.
 type monitor struct {
-	conn    *net.UnixConn
-	greeted chan struct{}
-	ended   chan struct{} // closed when everything that QEMU sent has been read
+	conn  *net.UnixConn
+	ended chan struct{} // closed when everything that QEMU sent has been read
 
 	mu       sync.Mutex
 	waiting  []chan answer // for answers, in the order of commands
@@ -29,8 +28,9 @@ type monitor struct {
 }
 
 type command struct {
-	Execute   string `json:"execute"`
-	Arguments any    `json:"arguments,omitempty"`
+	Execute   string   `json:"execute"`
+	Arguments any      `json:"arguments,omitempty"`
+	File      *os.File `json:"-"` // whose descriptor comes with it; QEMU keeps a copy
 }
 
 type answer struct {
@@ -54,7 +54,7 @@ var errMonitor = errors.New("QEMU closed its monitor")
 
 func newMonitor(conn *net.UnixConn) *monitor {
 	m := &monitor{
-		conn: conn, greeted: make(chan struct{}), ended: make(chan struct{}), changed: make(chan struct{}),
+		conn: conn, ended: make(chan struct{}), changed: make(chan struct{}),
 	}
 	go m.read()
 	return m
@@ -71,8 +71,7 @@ func (m *monitor) read() {
 			return
 		}
 		switch {
-		case msg.Greeting != nil:
-			close(m.greeted)
+		case msg.Greeting != nil: // commands have been sent, or will be
 		case msg.Event != "":
 			m.note(msg)
 		default:
@@ -115,68 +114,74 @@ func (m *monitor) hangUp() {
 	m.waiting = nil
 }
 
-// greet waits for QEMU's greeting and leaves the negotiation mode.
-func (m *monitor) greet(ctx context.Context) error {
-	select {
-	case <-m.greeted:
-		return m.run(ctx, "qmp_capabilities", nil)
-	case <-m.ended:
-		return errMonitor
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
+// hello ends the monitor's negotiation, before which it takes no other command.
+var hello = command{Execute: "qmp_capabilities"}
+
+// greet waits until the monitor takes commands.
+func (m *monitor) greet(ctx context.Context) error { return m.do(ctx, hello) }
 
 // run sends a command and waits for its answer.
 func (m *monitor) run(ctx context.Context, name string, arguments any) error {
-	return m.runWithFile(ctx, name, arguments, nil)
+	return m.do(ctx, command{Execute: name, Arguments: arguments})
 }
 
-// runWithFile is run with a descriptor attached, which QEMU keeps a copy of. When ctx
-// ends first the command may still take effect.
-func (m *monitor) runWithFile(ctx context.Context, name string, arguments any, file *os.File) error {
+// do sends a command and waits for its answer. When ctx ends first the command may still
+// take effect.
+func (m *monitor) do(ctx context.Context, c command) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	reply, err := m.send(command{Execute: name, Arguments: arguments}, file)
+	reply, err := m.send(c)
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return err
 	}
+	return reply.await(ctx)
+}
+
+// reply is the answer to a command that was sent.
+type reply struct {
+	command string
+	answer  <-chan answer
+}
+
+// await waits for the answer.
+func (r reply) await(ctx context.Context) error {
 	select {
-	case a, ok := <-reply:
+	case a, ok := <-r.answer:
 		switch {
 		case !ok:
-			return fmt.Errorf("%s: %w", name, errMonitor)
+			return fmt.Errorf("%s: %w", r.command, errMonitor)
 		case a.Error != nil:
-			return fmt.Errorf("QEMU refuses %s: %s", name, a.Error.Desc)
+			return fmt.Errorf("QEMU refuses %s: %s", r.command, a.Error.Desc)
 		}
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("%s: %w", name, ctx.Err())
+		return fmt.Errorf("%s: %w", r.command, ctx.Err())
 	}
 }
 
-// send writes a command and returns where its answer will be.
-func (m *monitor) send(c command, file *os.File) (<-chan answer, error) {
+// send writes a command. QEMU carries commands out in their order, the first ones when it
+// has started, so nobody need wait for one before sending the next.
+func (m *monitor) send(c command) (reply, error) {
 	line, err := json.Marshal(c)
 	if err != nil {
-		return nil, err
+		return reply{}, err
 	}
 	var rights []byte
-	if file != nil {
-		rights = unix.UnixRights(int(file.Fd()))
+	if c.File != nil {
+		rights = unix.UnixRights(int(c.File.Fd()))
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
-		return nil, errMonitor
+		return reply{}, fmt.Errorf("%s: %w", c.Execute, errMonitor)
 	}
 	if _, _, err := m.conn.WriteMsgUnix(append(line, '\n'), rights, nil); err != nil {
-		return nil, errMonitor
+		return reply{}, fmt.Errorf("%s: %w", c.Execute, errMonitor)
 	}
-	reply := make(chan answer, 1)
-	m.waiting = append(m.waiting, reply)
-	return reply, nil
+	waiting := make(chan answer, 1)
+	m.waiting = append(m.waiting, waiting)
+	return reply{c.Execute, waiting}, nil
 }
 
 // awaitMigration waits until a migration, in or out, has completed.

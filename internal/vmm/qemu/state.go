@@ -77,7 +77,7 @@ func (m *machine) save(ctx context.Context, path string) error {
 		return err
 	}
 	defer r.Close()
-	err = m.offer(ctx, w)
+	err = m.all(ctx, ignoreMemory, take(w))
 	w.Close()
 	if err != nil {
 		return err
@@ -111,39 +111,75 @@ func (m *machine) save(ctx context.Context, path string) error {
 	}
 }
 
-// load gives a machine that waits for it a state; it stays paused.
-func (m *machine) load(ctx context.Context, stream []byte) error {
+// load tells a machine that was just started to take a state; it stays paused. Nothing of
+// it waits until QEMU has started: what it answers to hello, and to the rest, comes later.
+func (m *machine) load(stream []byte) (greeted reply, loaded []reply, err error) {
 	r, w, err := os.Pipe()
 	if err != nil {
-		return err
+		return reply{}, nil, err
 	}
-	defer w.Close()
-	err = m.offer(ctx, r)
+	replies, err := m.send(hello, ignoreMemory, take(r), command{Execute: "migrate-incoming", Arguments: map[string]any{"uri": "fd:" + stateName}})
 	r.Close()
 	if err != nil {
-		return err
+		w.Close()
+		return reply{}, nil, err
 	}
-	go func() {
+	go func() { // ends at the latest when QEMU does
 		_, _ = w.Write(stream) // QEMU says what it misses
 		_ = w.Close()
 	}()
-	if err := m.qmp.run(ctx, "migrate-incoming", map[string]any{"uri": "fd:" + stateName}); err != nil {
+	m.loaded = stream
+	return replies[0], replies[1:], nil
+}
+
+// awaitLoad waits until the state has been taken.
+func (m *machine) awaitLoad(ctx context.Context, loaded []reply) error {
+	if err := await(ctx, loaded); err != nil {
 		return err
 	}
-	m.loaded = stream
 	return m.qmp.awaitMigration(ctx)
 }
 
-// offer gives QEMU one end of a pipe and says how it is to be used.
-func (m *machine) offer(ctx context.Context, end *os.File) error {
-	capability := func(name string) any { return map[string]any{"capability": name, "state": true} }
-	err := m.qmp.run(ctx, "migrate-set-capabilities", map[string]any{
-		"capabilities": []any{capability("x-ignore-shared"), capability("events")},
-	})
+// ignoreMemory has a migration leave out the memory that is in a file, and say how it ends.
+var ignoreMemory = command{Execute: "migrate-set-capabilities", Arguments: map[string]any{
+	"capabilities": []any{
+		map[string]any{"capability": "x-ignore-shared", "state": true},
+		map[string]any{"capability": "events", "state": true},
+	},
+}}
+
+// take gives QEMU one end of a pipe.
+func take(end *os.File) command {
+	return command{Execute: "getfd", Arguments: map[string]any{"fdname": stateName}, File: end}
+}
+
+// all sends commands and waits until all are carried out.
+func (m *machine) all(ctx context.Context, commands ...command) error {
+	replies, err := m.send(commands...)
 	if err != nil {
 		return err
 	}
-	return m.qmp.runWithFile(ctx, "getfd", map[string]any{"fdname": stateName}, end)
+	return await(ctx, replies)
+}
+
+func (m *machine) send(commands ...command) ([]reply, error) {
+	replies := make([]reply, len(commands))
+	for i, c := range commands {
+		var err error
+		if replies[i], err = m.qmp.send(c); err != nil {
+			return nil, err
+		}
+	}
+	return replies, nil
+}
+
+func await(ctx context.Context, replies []reply) error {
+	for _, r := range replies {
+		if err := r.await(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // writeFile writes a file whose content is on disk when it returns.
