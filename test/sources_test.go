@@ -47,6 +47,9 @@ func TestSources(t *testing.T) {
 	}
 	s.must("sandbox", "exec", "--user", "root", id, "--", "sh", "-c", "echo changed > /note; mkdir -p /made && echo 1 > /made/file && chown 7:8 /made/file && ln /made/file /made/again; rm /etc/issue")
 	s.must("templates", "capture", "c", "--sandbox", id)
+	if out := s.must("templates", "capture", "c", "--sandbox", id); !strings.Contains(out, "no change: c stays at version 1") {
+		t.Errorf("capture of what has not changed: %s", out)
+	}
 	s.must("sandbox", "destroy", id)
 	changes := s.must("audit")
 	for _, want := range []string{"captureTemplate", "sandbox=" + id + " template=c version=1", "updateTemplateQuota", "disk_size_mb=256"} {

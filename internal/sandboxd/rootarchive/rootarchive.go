@@ -36,6 +36,11 @@ func Write(ctx context.Context, w io.Writer, root string, mounts []string) error
 	for _, m := range mounts {
 		a.mounts[strings.Trim(m, "/")] = true
 	}
+	var st unix.Stat_t
+	if err := unix.Lstat(root, &st); err != nil {
+		return &fs.PathError{Op: "lstat", Path: root, Err: err}
+	}
+	a.mountTime = time.Unix(st.Mtim.Unix())
 	if err := a.directory("."); err != nil {
 		return err
 	}
@@ -56,10 +61,13 @@ type archiver struct {
 	root   string
 	out    *tar.Writer
 	mounts map[string]bool
-	links  map[inode]string // first name of files that have several
-	buf    []byte           // for contents
-	names  []byte           // for lists of attributes
-	value  []byte           // for one attribute
+	// mountTime stands for the times of mount points: what can be seen is the other mount's,
+	// and sysfs changes its own by itself.
+	mountTime time.Time
+	links     map[inode]string // first name of files that have several
+	buf       []byte           // for contents
+	names     []byte           // for lists of attributes
+	value     []byte           // for one attribute
 }
 
 func (a *archiver) host(name string) string { return filepath.Join(a.root, name) }
@@ -99,6 +107,9 @@ func (a *archiver) entry(name string) error {
 	hdr := &tar.Header{
 		Format: tar.FormatPAX, Name: name, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid),
 		ModTime: time.Unix(st.Mtim.Unix()), PAXRecords: map[string]string{},
+	}
+	if a.mounts[name] {
+		hdr.ModTime = a.mountTime
 	}
 	kind := st.Mode & unix.S_IFMT
 	switch volatile := strings.HasPrefix(name, "run/"); {

@@ -93,6 +93,9 @@ func TestWrite(t *testing.T) {
 			t.Errorf("%s is not in the archive", dir)
 		}
 	}
+	if !got["proc/"].ModTime.Equal(got["./"].ModTime) {
+		t.Errorf("a mount point has the time %s, which is the other mount's", got["proc/"].ModTime)
+	}
 	h := got["usr/bin/tool"]
 	if h.Mode != 0o4755 || !h.ModTime.Equal(changed) || h.PAXRecords["SCHILY.xattr.user.note"] != "a\x00b" {
 		t.Errorf("tool: %+v", h)
