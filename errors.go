@@ -3,6 +3,7 @@ package kiln
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 )
 
@@ -48,6 +49,17 @@ func (e *Error) Unwrap() error { return e.Err }
 func Errorf(code ErrorCode, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
 	return &Error{Code: code, Message: err.Error(), Err: errors.Unwrap(err)}
+}
+
+// quoted matches what a message quotes, and long one that is of more than 80 characters.
+var (
+	quoted = regexp.MustCompile(`"(?:[^"\\]|\\.)*"`)
+	long   = regexp.MustCompile(`^("(?:[^"\\]|\\.){80})(?:[^"\\]|\\.)+"$`)
+)
+
+// CutQuotes shortens what a message quotes: a wrong value may be a whole file.
+func CutQuotes(message string) string {
+	return quoted.ReplaceAllStringFunc(message, func(q string) string { return long.ReplaceAllString(q, `$1…"`) })
 }
 
 // DiskFull says that err is due to a full disk of the server's.

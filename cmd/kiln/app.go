@@ -51,7 +51,7 @@ exist, 128+n if signal n ended it, and 125 if Kiln itself failed.`,
 	flags.StringVar(&a.dataDir, "data-dir", "", "data directory of the local server (default $KILN_DATA_DIR, else "+config.DefaultDataDir+")")
 	flags.StringVarP(&a.output, "output", "o", "text", "text or json, for some commands also wide")
 	cmd.PersistentPreRunE = func(c *cobra.Command, _ []string) error { return a.checkOutput(c) }
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{flagError(err)} })
 	cmd.AddCommand(
 		a.serveCommand(), a.waitCommand(), a.templatesCommand(), a.sandboxCommand(), a.poolCommand(), a.topCommand(), a.imagesCommand(), a.rootfsCommand(),
 		a.benchCommand(), a.orgsCommand(), a.tokensCommand(), a.auditCommand(), a.gcCommand(), a.doctorCommand(), a.versionCommand(),

@@ -7,6 +7,8 @@ import (
 	"io"
 	"strings"
 
+	"github.com/spf13/pflag"
+
 	"github.com/kilnvm/kiln"
 )
 
@@ -101,6 +103,21 @@ func exitCode(ctx context.Context, err error) int {
 
 // printError writes one line with what went wrong and, where there is one, a line with
 // what to do. A failed build also shows the place and the last output.
+// flagError says what a flag takes, where the library repeats a parser's words.
+func flagError(err error) error {
+	var bad *pflag.InvalidValueError
+	if !errors.As(err, &bad) {
+		return err
+	}
+	want := map[string]string{
+		"duration": "a duration such as 90s, 5m or 1h30m", "int": "a whole number", "int64": "a whole number", "float64": "a number", "bool": "true or false",
+	}[bad.GetFlag().Value.Type()]
+	if want == "" {
+		return err
+	}
+	return kiln.Errorf(kiln.CodeInvalid, "--%s: %q is not %s", bad.GetFlag().Name, bad.GetValue(), want)
+}
+
 func printError(w io.Writer, err error) {
 	var build *kiln.BuildError
 	if errors.As(err, &build) {
@@ -112,7 +129,7 @@ func printError(w io.Writer, err error) {
 	if errors.As(err, &known) {
 		message, hint = known.Message, known.Hint
 	}
-	fmt.Fprintf(w, "kiln: %s\n", oneLine(message))
+	fmt.Fprintf(w, "kiln: %s\n", oneLine(kiln.CutQuotes(message)))
 	printHint(w, hint)
 }
 

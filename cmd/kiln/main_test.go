@@ -51,7 +51,7 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"templates", "create", "x"}, 2, "no Dockerfile given"},
 		{[]string{"sandbox", "run", "-t", "x", "--", "true"}, 125, "no server is running"},
 		{[]string{"sandbox", "run", "--", "true"}, 2, "no template given"},
-		{[]string{"sandbox", "create", "-t", "x", "--ttl", "soon"}, 2, "invalid argument"},
+		{[]string{"sandbox", "create", "-t", "x", "--ttl", "soon"}, 2, "is not a duration"},
 		{[]string{"sandbox", "create", "-t", "x", "--ttl", "-5s"}, 2, "negative"},
 		{[]string{"sandbox", "create", "-t", "x", "-e", "A"}, 2, "NAME=VALUE"},
 		{[]string{"bench", "boot"}, 2, "no template given"},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	buildkit "github.com/moby/buildkit/client"
@@ -121,8 +122,10 @@ func (d *jsonDisplay) print(v any) error {
 type ttyDisplay struct {
 	statuses chan *buildkit.SolveStatus
 	ended    chan error
-	stage    *buildkit.Vertex // the step that stands for the running stage
-	implied  kiln.Stage       // the running stage, if nothing but a line says that it runs
+	stage    *buildkit.Vertex                   // the step that stands for the running stage
+	implied  kiln.Stage                         // the running stage, if nothing but a line says that it runs
+	running  map[digest.Digest]*buildkit.Vertex // BuildKit's steps
+	failed   bool                               // one of those, which tells why its stage failed
 }
 
 func newTTYDisplay(w io.Writer) (*ttyDisplay, error) {
@@ -130,7 +133,7 @@ func newTTYDisplay(w io.Writer) (*ttyDisplay, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--progress tty: %w", err)
 	}
-	d := &ttyDisplay{statuses: make(chan *buildkit.SolveStatus), ended: make(chan error, 1)}
+	d := &ttyDisplay{statuses: make(chan *buildkit.SolveStatus), ended: make(chan error, 1), running: map[digest.Digest]*buildkit.Vertex{}}
 	go func() {
 		// Its own end: the display must see how an interrupted build ended.
 		_, err := ui.UpdateFrom(context.Background(), d.statuses)
@@ -146,6 +149,7 @@ func (d *ttyDisplay) record(l api.LogLine) error {
 		if err := json.Unmarshal(l.Event, status); err != nil {
 			return fmt.Errorf("build log: event before %d: %w", l.Next, err)
 		}
+		d.note(status)
 		d.statuses <- status
 	case kiln.LogBegin:
 		d.begin(l.Stage, l.Time)
@@ -154,6 +158,18 @@ func (d *ttyDisplay) record(l api.LogLine) error {
 	case kiln.LogStep: // the events say it
 	}
 	return nil
+}
+
+// note remembers which of BuildKit's steps run, and whether one has failed.
+func (d *ttyDisplay) note(status *buildkit.SolveStatus) {
+	for _, v := range status.Vertexes {
+		if v.Started == nil || v.Completed != nil {
+			delete(d.running, v.Digest)
+		} else {
+			d.running[v.Digest] = v
+		}
+		d.failed = d.failed || v.Error != "" && !strings.HasSuffix(v.Error, context.Canceled.Error())
+	}
 }
 
 // begin adds the step of a stage. A stage that was not finished is tried again.
@@ -172,6 +188,9 @@ func (d *ttyDisplay) begin(stage kiln.Stage, at time.Time) {
 
 // text shows a line of a stage's own, and the end of the stage if that is what it tells.
 func (d *ttyDisplay) text(l api.LogLine) {
+	if d.failed && strings.HasPrefix(l.Line, "failed: ") {
+		return // the step that failed tells it
+	}
 	if d.stage == nil {
 		d.begin(l.Stage, l.Time)
 		d.implied = l.Stage
@@ -205,10 +224,24 @@ func (d *ttyDisplay) update() {
 	d.statuses <- &buildkit.SolveStatus{Vertexes: []*buildkit.Vertex{&v}}
 }
 
+// interrupt ends all that runs.
+func (d *ttyDisplay) interrupt(at time.Time) {
+	status := &buildkit.SolveStatus{}
+	for _, v := range d.running {
+		v := *v
+		v.Completed, v.Error = &at, context.Canceled.Error()
+		status.Vertexes = append(status.Vertexes, &v)
+	}
+	d.statuses <- status
+	d.complete(at, context.Canceled.Error())
+}
+
 func (d *ttyDisplay) end(b *api.Build) error {
 	switch {
 	case b == nil:
-		d.complete(time.Now(), context.Canceled.Error())
+		d.interrupt(time.Now())
+	case b.EndedAt != nil && d.failed:
+		d.complete(*b.EndedAt, "")
 	case b.EndedAt != nil:
 		d.complete(*b.EndedAt, b.Error)
 	}

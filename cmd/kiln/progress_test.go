@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -184,6 +185,64 @@ func TestProgressIsCheckedFirst(t *testing.T) {
 		}
 		if r := runKiln(env, append(args, "--progress", "tty")...); r.code != 2 || !strings.Contains(r.stderr, "not a terminal") {
 			t.Errorf("%v: %+v", args, r)
+		}
+	}
+}
+
+// TestProgressTTYOfAFailedStep: the step tells why, once; the stage around it need not.
+func TestProgressTTYOfAFailedStep(t *testing.T) {
+	env := logServer(t, failedBuild,
+		`{"next":11,"time":"2026-01-02T03:04:09Z","stage":"image","line":"","kind":"begin"}`,
+		`{"next":12,"time":"2026-01-02T03:04:09Z","stage":"image","line":"","kind":"event","event":{"vertexes":[{"digest":"sha256:cc","name":"[3/3] RUN false","started":"2026-01-02T03:04:09Z","completed":"2026-01-02T03:04:10Z","error":"exit code: 1"}]}}`,
+		`{"next":13,"time":"2026-01-02T03:04:10Z","stage":"image","line":"failed: image: exit code: 1"}`)
+	code, screen, _ := runOnTerminal(t, env, "templates", "logs", "-f", "hello")
+	if code == 0 || !strings.Contains(screen, "ERROR [3/3] RUN false") || strings.Contains(screen, "ERROR [kiln]") || strings.Contains(screen, "failed: image") {
+		t.Errorf("code %d\n%s", code, screen)
+	}
+}
+
+// TestProgressTTYInterrupted: nothing looks as if it ran on.
+func TestProgressTTYInterrupted(t *testing.T) {
+	master, slave, err := pty.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer master.Close()
+	shown := make(chan string)
+	go func() {
+		b, _ := io.ReadAll(master) // ends with EIO
+		shown <- string(b)
+	}()
+	d, err := newTTYDisplay(slave)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, record := range []string{
+		`{"time":"2026-01-02T03:04:09Z","stage":"image","line":"","kind":"begin"}`,
+		`{"time":"2026-01-02T03:04:09Z","stage":"image","line":"","kind":"event","event":{"vertexes":[{"digest":"sha256:cc","name":"[3/3] RUN sleep","started":"2026-01-02T03:04:09Z"}]}}`,
+	} {
+		var l api.LogLine
+		if err := json.Unmarshal([]byte(record), &l); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.record(l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(d.end(nil), slave.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if screen := <-shown; !strings.Contains(screen, "CANCELED [3/3] RUN sleep") || !strings.Contains(screen, "CANCELED [kiln] image") {
+		t.Errorf("%s", screen)
+	}
+}
+
+// TestDurationsAreExplained: a flag says what it takes, not what a parser says.
+func TestDurationsAreExplained(t *testing.T) {
+	for _, value := range []string{"9999999h", strings.Repeat("x", 1000)} {
+		r := runKiln(nil, "sandbox", "create", "-t", "a", "--ttl", value)
+		if r.code != exitUsage || !strings.Contains(r.stderr, "--ttl: ") || !strings.Contains(r.stderr, "is not a duration such as 90s") || len(r.stderr) > 200 {
+			t.Errorf("exit code %d: %s", r.code, r.stderr)
 		}
 	}
 }
