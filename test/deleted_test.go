@@ -118,7 +118,7 @@ func (d *doomed) create(mode string) outcome {
 func (d *doomed) startAndDelete(started int) {
 	d.t.Helper()
 	survivor := strings.TrimSpace(d.must("sandbox", "create", "-t", d.name))
-	begun := newFolders(d.t, filepath.Join(d.dataDir, "sandboxes"))
+	begun := created(d.t, filepath.Join(d.dataDir, "sandboxes"))
 	outcomes := make([]outcome, 6)
 	var all sync.WaitGroup
 	for i := range outcomes {
@@ -156,8 +156,8 @@ func (d *doomed) startAndDelete(started int) {
 	}
 }
 
-// newFolders returns a function that waits until so many folders were made in dir.
-func newFolders(t *testing.T, dir string) (wait func(n int)) {
+// created returns a function that waits until so many files and folders were made in dir.
+func created(t *testing.T, dir string) (wait func(n int)) {
 	t.Helper()
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
@@ -177,7 +177,7 @@ func newFolders(t *testing.T, dir string) (wait func(n int)) {
 		event := make([]byte, unix.SizeofInotifyEvent+32)
 		for range n {
 			if _, err := events.Read(event); err != nil {
-				t.Fatalf("fewer than %d folders were made in %s: %v", n, dir, err)
+				t.Fatalf("fewer than %d were made in %s: %v", n, dir, err)
 			}
 		}
 	}
