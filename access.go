@@ -113,6 +113,9 @@ func CheckOrgName(name string) error {
 	return nil
 }
 
+// AuditIDPrefix begins the ID of every event.
+const AuditIDPrefix = "aud_"
+
 // AuditEvent is one change that somebody made.
 type AuditEvent struct {
 	ID        string            `json:"id"` // "aud_…"

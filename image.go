@@ -9,6 +9,7 @@ type ImageConfig struct {
 	Entrypoint   []string          `json:"entrypoint,omitempty"`
 	Cmd          []string          `json:"cmd,omitempty"`
 	ExposedPorts []string          `json:"exposed_ports,omitempty"` // "8080/tcp"
+	Volumes      []string          `json:"volumes,omitempty"`       // folders that exist, whether or not the image has them
 	Labels       map[string]string `json:"labels,omitempty"`
 }
 

@@ -26,7 +26,7 @@ func (a *app) sandboxShell() *cobra.Command {
 			if err != nil {
 				return ownFailure(err)
 			}
-			return ownFailure(a.exec(cmd.Context(), c, args[0], e, nil, []string{"/bin/sh", "-c", shellCommand}))
+			return ownFailure(whyGone(cmd.Context(), c, args[0], a.exec(cmd.Context(), c, args[0], e, nil, []string{"/bin/sh", "-c", shellCommand})))
 		},
 	}
 	cmd.Flags().StringVarP(&e.dir, "workdir", "w", "", "folder to start in (default the template's)")

@@ -28,13 +28,13 @@ func (a *app) sandboxUpload() *cobra.Command {
 		Short: "Copy a file or a folder into a sandbox, with modes and symlinks",
 		Long: `Copy a file or a folder into a sandbox, with modes and symlinks. If PATH is an
 existing folder or ends in '/', LOCAL is put into it. "-" as LOCAL reads standard input.
-It is written with root's rights and belongs to the template's user. Folders need tar and
-id in the sandbox.`,
+It is written with root's rights and belongs to the template's user; folders that exist
+already keep their modes and owners. Folders need tar and id in the sandbox.`,
 		Args: cobra.ExactArgs(3),
 		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			g := c.Guest(args[0])
 			defer g.Close()
-			return a.upload(cmd.Context(), g, args[1], args[2])
+			return whyGone(cmd.Context(), c, args[0], a.upload(cmd.Context(), g, args[1], args[2]))
 		}),
 	}
 }
@@ -153,7 +153,7 @@ func (a *app) uploadDir(ctx context.Context, g *guest.Client, local, target stri
 	defer r.Close() // ends packDir when the tar in the sandbox ends early
 	packed := make(chan error, 1)
 	go func() {
-		err := packDir(ctx, local, w, uid, gid)
+		err := packDir(ctx, local, w, uid, gid, func(name string) (bool, error) { return isFolder(ctx, g, path.Join(target, name)) })
 		w.CloseWithError(err)
 		packed <- err
 	}()
@@ -174,6 +174,15 @@ func (a *app) uploadDir(ctx context.Context, g *guest.Client, local, target stri
 	return nil
 }
 
+// isFolder reports whether the sandbox has that folder already.
+func isFolder(ctx context.Context, g *guest.Client, name string) (bool, error) {
+	info, err := g.Stat(ctx, name)
+	if kiln.CodeOf(err) == kiln.CodeNotFound && !errors.Is(err, guest.ErrGone) {
+		return false, nil
+	}
+	return err == nil && info.IsDir(), err
+}
+
 func tarFailed(what string, exit guest.Exit, stderr string) error {
 	if exit.Code == 127 {
 		return kiln.Errorf(kiln.CodeInvalid, "%s: the sandbox has no tar, which folders need", what).WithHint("copy single files, or install tar in the template")
@@ -182,19 +191,26 @@ func tarFailed(what string, exit guest.Exit, stderr string) error {
 }
 
 // packDir writes the content of dir as a tar archive of files that belong to uid and gid.
-func packDir(ctx context.Context, dir string, w io.Writer, uid, gid int) error {
+// Folders that exist where it goes have no entry, so that nothing about them changes.
+func packDir(ctx context.Context, dir string, w io.Writer, uid, gid int, exists func(name string) (bool, error)) error {
 	tw := tar.NewWriter(w)
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return kiln.Errorf(kiln.CodeInvalid, "upload: %w", err)
 	}
 	defer root.Close()
-	err = fs.WalkDir(root.FS(), ".", func(name string, _ fs.DirEntry, err error) error {
+	existing := map[string]bool{".": true}
+	err = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
 		if err == nil {
 			err = ctx.Err()
 		}
 		if err != nil || name == "." {
 			return err
+		}
+		if d.IsDir() && existing[path.Dir(name)] {
+			if existing[name], err = exists(name); err != nil || existing[name] {
+				return err
+			}
 		}
 		return packEntry(tw, root, name, uid, gid)
 	})
@@ -247,7 +263,7 @@ with root's rights. Folders need tar in the sandbox. Nothing is ever written out
 		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			g := c.Guest(args[0])
 			defer g.Close()
-			return a.download(cmd.Context(), g, args[1], args[2])
+			return whyGone(cmd.Context(), c, args[0], a.download(cmd.Context(), g, args[1], args[2]))
 		}),
 	}
 }

@@ -36,9 +36,14 @@ func TestFoldersTravelWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	var archive bytes.Buffer
-	if err := packDir(t.Context(), from, &archive, 1000, 1000); err != nil {
-		t.Fatal(err)
+	pack := func(w io.Writer, exists string) {
+		t.Helper()
+		err := packDir(t.Context(), from, w, 1000, 1000, func(name string) (bool, error) { return name == exists, nil })
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
+	pack(&archive, "")
 	if err := source.Unpack(t.Context(), &archive, to, source.Limits{}); err != nil {
 		t.Fatal(err)
 	}
@@ -50,6 +55,24 @@ func TestFoldersTravelWhole(t *testing.T) {
 	}
 	if len(got) != len(want) {
 		t.Errorf("%d entries, want %d", len(got), len(want))
+	}
+
+	// A folder that exists there already has no entry, what is in it has.
+	archive.Reset()
+	pack(&archive, "sub")
+	names := map[string]bool{}
+	for r := tar.NewReader(&archive); ; {
+		hdr, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		names[hdr.Name] = true
+	}
+	if names["sub/"] || !names["sub/deep/"] || !names["sub/secret"] {
+		t.Errorf("entries beside an existing folder: %v", names)
 	}
 }
 

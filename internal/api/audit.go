@@ -68,7 +68,7 @@ func (s *Server) record(ctx context.Context, action string, n *notes) {
 	defer n.mu.Unlock()
 	who := callerOf(ctx)
 	e := kiln.AuditEvent{
-		ID: kiln.NewID("aud_"), OrgID: n.org, Time: time.Now().UTC(), TokenID: who.TokenID, TokenName: who.TokenName,
+		ID: kiln.NewID(kiln.AuditIDPrefix), OrgID: n.org, Time: time.Now().UTC(), TokenID: who.TokenID, TokenName: who.TokenName,
 		Address: who.address, Action: action, Target: strings.TrimPrefix(who.path, "/v1"), Detail: n.detail,
 	}
 	if e.OrgID == "" {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync"
 
@@ -90,7 +92,7 @@ func errorFor(ctx context.Context, log *slog.Logger, what string, err error) *Er
 }
 
 func newError(code kiln.ErrorCode, message, hint string) *Error {
-	return &Error{Message: message, Code: code, Hint: hint, status: statusOf(code)}
+	return &Error{Message: kiln.CutQuotes(message), Code: code, Hint: hint, status: statusOf(code)}
 }
 
 // writeError answers a request that never reached an operation.
@@ -111,7 +113,7 @@ var useOwnErrors = sync.OnceFunc(func() {
 		var details []string
 		for _, c := range causes {
 			if c != nil {
-				details = append(details, c.Error())
+				details = append(details, detailOf(c))
 			}
 		}
 		if len(details) > 0 {
@@ -120,6 +122,25 @@ var useOwnErrors = sync.OnceFunc(func() {
 		return e
 	}
 })
+
+// typeError matches how encoding/json refuses a number that a field cannot hold, behind the
+// schema's own check.
+var typeError = regexp.MustCompile(`json: cannot unmarshal number (\S+) into Go struct field \w+\.(\S+) of type`)
+
+// maxEcho bounds how much of a wrong value is repeated, in bytes.
+const maxEcho = 200
+
+// detailOf says what is wrong with one part of a request.
+func detailOf(cause error) string {
+	text := cause.Error()
+	if m := typeError.FindStringSubmatch(text); m != nil {
+		return fmt.Sprintf("expected an integer of 64 bits (body.%s: %s)", m[2], m[1])
+	}
+	if len(text) > maxEcho {
+		text = strings.ToValidUTF8(text[:maxEcho], "") + "…"
+	}
+	return text
+}
 
 func codeOf(status int) kiln.ErrorCode {
 	switch {

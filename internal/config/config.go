@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -158,11 +159,13 @@ type API struct {
 // Duration is a time.Duration written like "1m30s" in the file.
 type Duration time.Duration
 
+var errDuration = errors.New(`is not a duration such as "90s", "5m" or "1h30m"`)
+
 // UnmarshalText parses the notation of time.ParseDuration.
 func (d *Duration) UnmarshalText(b []byte) error {
 	v, err := time.ParseDuration(string(b))
 	if err != nil {
-		return err
+		return errDuration
 	}
 	*d = Duration(v)
 	return nil
@@ -203,13 +206,35 @@ func Load(path string) (Config, error) {
 	}
 	md, err := toml.NewDecoder(bytes.NewReader(data)).Decode(&c)
 	if err != nil {
-		return c, kiln.Errorf(kiln.CodeInvalid, "configuration file %s: %w", path, err)
+		return c, kiln.Errorf(kiln.CodeInvalid, "configuration file %s: %s", path, inFile(err))
 	}
 	if unknown := md.Undecoded(); len(unknown) > 0 {
 		return c, kiln.Errorf(kiln.CodeInvalid, "configuration file %s: unknown key %q", path, unknown[0].String()).
 			WithHint("docs/kiln.toml lists every key")
 	}
 	return c, nil
+}
+
+// wrongValue matches how the TOML library says where a value is wrong, and wrongType how it
+// refuses one of another type.
+var (
+	wrongValue = regexp.MustCompile(`^toml: line (\d+) \(last key "([^"]*)"\): (.*)$`)
+	wrongType  = regexp.MustCompile(`^incompatible types: TOML value has type (\S+); destination has type (\S+)$`)
+)
+
+// inFile says which key of the file is wrong, and what it takes.
+func inFile(err error) string {
+	m := wrongValue.FindStringSubmatch(err.Error())
+	if m == nil {
+		return err.Error()
+	}
+	line, key, message := m[1], m[2], m[3]
+	if m := wrongType.FindStringSubmatch(message); m != nil {
+		message = fmt.Sprintf("must be of type %s, not %s", m[2], m[1])
+	} else if value, ok := strings.CutSuffix(message, " is out of range for int64"); ok {
+		message = value + " is too large a number"
+	}
+	return fmt.Sprintf("line %s: %s %s", line, key, message)
 }
 
 // Validate checks every setting and returns the first fault as a *kiln.Error that names

@@ -76,6 +76,9 @@ func TestLoad(t *testing.T) {
 		}
 	})
 	for name, tc := range map[string]struct{ text, want string }{
+		"type by line": {"\n[gc]\nkeep = \"x\"\n", "line 3: gc.keep must be of type integer, not string"},
+		"large number": {"[gc]\nkeep = 99999999999999999999\n", "line 2: gc.keep 99999999999999999999 is too large a number"},
+		"no duration":  {"[api]\nrequest_timeout = \"9999999h\"\n", "line 2: api.request_timeout is not a duration such as"},
 		"unknown key":  {"listn = \"x\"\n", `unknown key "listn"`},
 		"not TOML":     {"listen = \n", "kiln.toml"},
 		"wrong type":   {"listen = 7\n", "kiln.toml"},

@@ -15,6 +15,7 @@ type Setup struct {
 	Env        []string // KEY=value; of equal keys the later wins
 	User       string   // notation of an image's USER; "" means root
 	WorkingDir string   // "" means the user's home
+	Folders    []string // made as root's where they are missing
 }
 
 // Pauses between attempts to reach a daemon that is starting.
@@ -61,6 +62,7 @@ type initRequest struct {
 	ImageEnv       *map[string]string `json:"imageEnv,omitempty"`
 	DefaultUser    *string            `json:"defaultUser,omitempty"`
 	DefaultWorkdir *string            `json:"defaultWorkdir,omitempty"`
+	Folders        []string           `json:"folders,omitempty"`
 }
 
 // Configure tells the daemon of a booted VM how commands run there. It is done before the
@@ -77,7 +79,7 @@ func (c *Client) Configure(ctx context.Context, s Setup) error {
 	if user == "" {
 		user = "root"
 	}
-	return c.post(ctx, "/init", initRequest{ImageEnv: &env, DefaultUser: &user, DefaultWorkdir: &s.WorkingDir})
+	return c.post(ctx, "/init", initRequest{ImageEnv: &env, DefaultUser: &user, DefaultWorkdir: &s.WorkingDir, Folders: s.Folders})
 }
 
 // Refresh tells a clone that goes on after a pause what changed meanwhile: the time, and

@@ -224,5 +224,6 @@ func imageConfig(b []byte) (kiln.ImageConfig, error) {
 	return kiln.ImageConfig{
 		Env: c.Env, User: c.User, WorkingDir: c.WorkingDir, Entrypoint: c.Entrypoint, Cmd: c.Cmd,
 		ExposedPorts: slices.Sorted(maps.Keys(c.ExposedPorts)), Labels: c.Labels,
+		Volumes: slices.Sorted(maps.Keys(c.Volumes)),
 	}, nil
 }

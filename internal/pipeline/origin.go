@@ -160,6 +160,7 @@ func (s *Service) captureKeys(c *kiln.CaptureSource, archive kiln.Digest) keys {
 		AddList("env", c.Config.Env).Add("user", c.Config.User).Add("working-dir", c.Config.WorkingDir).
 		AddList("entrypoint", c.Config.Entrypoint).AddList("cmd", c.Config.Cmd).
 		AddList("ports", c.Config.ExposedPorts).AddMap("labels", c.Config.Labels).
+		AddList("volumes", c.Config.Volumes).
 		Key()
 	return s.rootfsKey(image)
 }

@@ -53,7 +53,7 @@ func Configure(ctx context.Context, c *guest.Client, spec kiln.VMSpec) error {
 	for _, name := range slices.Sorted(maps.Keys(spec.Env)) {
 		env = append(env, name+"="+spec.Env[name])
 	}
-	err := c.Configure(ctx, guest.Setup{Env: env, User: spec.Config.User, WorkingDir: spec.Config.WorkingDir})
+	err := c.Configure(ctx, guest.Setup{Env: env, User: spec.Config.User, WorkingDir: spec.Config.WorkingDir, Folders: spec.Config.Volumes})
 	if kiln.CodeOf(err) == kiln.CodeInvalid {
 		return &kiln.BuildError{Stage: kiln.StageSnapshot, Message: err.Error(), Err: err,
 			Hint: fmt.Sprintf("the image says USER %s: create that user in the Dockerfile", spec.Config.User)}

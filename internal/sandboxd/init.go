@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"time"
 
 	"connectrpc.com/connect"
@@ -26,6 +27,8 @@ type initRequest struct {
 
 	// ImageEnv replaces the environment of the template, which EnvVars is laid over.
 	ImageEnv *map[string]string `json:"imageEnv"`
+	// Folders are made, as root's, where they are missing.
+	Folders []string `json:"folders"`
 	// Entropy, at least 32 bytes, makes the random state this clone's own.
 	Entropy []byte `json:"entropy"`
 	// Hostname also asks for the rest of a machine's identity: machine ID, boot ID and SSH
@@ -58,6 +61,11 @@ func (s *Server) postInit(w http.ResponseWriter, r *http.Request) error {
 	next, err := s.applied(current, request)
 	if err != nil {
 		return err
+	}
+	for _, dir := range request.Folders {
+		if err := makeDirs(filepath.Join(s.root, dir), account{}); err != nil {
+			return errorf(connect.CodeInvalidArgument, "init: %w", err)
+		}
 	}
 	if err := s.takeIdentity(request); err != nil {
 		return errorf(connect.CodeInternal, "init: %w", err)
