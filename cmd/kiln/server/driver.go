@@ -20,7 +20,7 @@ func newDriver(ctx context.Context, cfg config.Config, log *slog.Logger) (vmm.Dr
 	if err != nil {
 		return nil, err
 	}
-	d, err := qemu.New(ctx, qemu.Options{Binary: cfg.VM.QEMU, Accel: accel})
+	d, err := qemu.New(ctx, qemu.Options{Binary: cfg.VM.QEMU, Accel: accel, Log: log})
 	if err != nil {
 		return nil, err
 	}

@@ -2,7 +2,7 @@
 // next to the kernel modules that the VM's devices need, and ends as process 1 of the
 // template's root filesystem.
 //
-//	initramfs   mount /proc /sys /dev, load modules, wait for the two disks
+//	initramfs   mount /proc /sys /dev, check the CPUs' timers, load modules, wait for the two disks
 //	root        read-only disk below, writable disk above, joined by overlayfs; move into it
 //	system      pseudo file systems, loopback, host name, homes of users
 //	serve       find the channel to the host and hand it to the daemon

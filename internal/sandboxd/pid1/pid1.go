@@ -55,6 +55,9 @@ func run(opts Options) error {
 	if err := mountInitial(); err != nil {
 		return err
 	}
+	if err := insistOnTimers(); err != nil {
+		log.Warn("timers of the CPUs", "error", err)
+	}
 	prepareProcess(log)
 	loadModules(moduleDir, log)
 	events, err := newUevents()

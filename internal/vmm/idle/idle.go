@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 )
 
@@ -26,7 +24,7 @@ const (
 func Await(ctx context.Context, pid int) error {
 	tick := time.NewTicker(idleSpan)
 	defer tick.Stop()
-	last, err := cpuTime(pid)
+	last, _, err := Used(pid)
 	if err != nil {
 		return err
 	}
@@ -36,7 +34,7 @@ func Await(ctx context.Context, pid int) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		now, err := cpuTime(pid)
+		now, _, err := Used(pid)
 		if err != nil {
 			return err
 		}
@@ -48,25 +46,24 @@ func Await(ctx context.Context, pid int) error {
 	return nil
 }
 
-// cpuTime returns what the living threads of a process have used, from the first field of
-// their schedstat files (Documentation/scheduler/sched-stats.rst in Linux).
-func cpuTime(pid int) (time.Duration, error) {
+// Used returns what the living threads of a process have used of the CPUs, and how long they
+// have waited for one, from the first two fields of their schedstat files
+// (Documentation/scheduler/sched-stats.rst in Linux).
+func Used(pid int) (cpu, waited time.Duration, err error) {
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	var sum time.Duration
 	for _, path := range threads {
 		b, err := os.ReadFile(path)
 		if err != nil {
 			continue // that thread has ended
 		}
-		used, _, _ := strings.Cut(string(b), " ")
-		n, err := strconv.ParseInt(used, 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("%s: %w", path, err)
+		var c, w time.Duration
+		if _, err := fmt.Sscan(string(b), &c, &w); err != nil {
+			return 0, 0, fmt.Errorf("%s: %w", path, err)
 		}
-		sum += time.Duration(n)
+		cpu, waited = cpu+c, waited+w
 	}
-	return sum, nil
+	return cpu, waited, nil
 }

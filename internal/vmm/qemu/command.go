@@ -57,7 +57,7 @@ func (d *Driver) arguments(cfg vmm.Config, mem memory, incoming bool) []string {
 		args = append(args, "-incoming", "defer", "-S") // paused, whatever the state says
 	} else {
 		// It starts paused, to be confined before it runs.
-		args = append(args, "-S", "-kernel", cfg.Boot.KernelPath, "-initrd", cfg.Boot.InitrdPath, "-append", d.cmdline+initWords(cfg.Init))
+		args = append(args, "-S", "-action", "shutdown="+d.atSwitchOff(), "-kernel", cfg.Boot.KernelPath, "-initrd", cfg.Boot.InitrdPath, "-append", d.cmdline+initWords(cfg.Init))
 	}
 	if d.sandbox {
 		args = append(args, "-sandbox", sandbox)

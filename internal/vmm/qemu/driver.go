@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 
@@ -21,8 +22,9 @@ const (
 
 // Options configures a driver.
 type Options struct {
-	Binary string // a bare name is looked up in PATH; "" means qemu-system-x86_64
-	Accel  string // KVM or TCG
+	Binary string       // a bare name is looked up in PATH; "" means qemu-system-x86_64
+	Accel  string       // KVM or TCG
+	Log    *slog.Logger // nil discards
 }
 
 // Driver implements [vmm.Driver].
@@ -32,6 +34,7 @@ type Driver struct {
 	cmdline string // of the guest's kernel
 	sandbox bool   // QEMU can confine itself with seccomp
 	info    vmm.Info
+	log     *slog.Logger
 }
 
 var _ vmm.Driver = (*Driver)(nil)
@@ -55,7 +58,10 @@ func New(ctx context.Context, o Options) (*Driver, error) {
 	}
 	d := &Driver{
 		binary: binary, accel: o.Accel, cmdline: cmdline, sandbox: canSandbox(ctx, binary),
-		info: vmm.Info{Name: "qemu-" + o.Accel, Version: version},
+		info: vmm.Info{Name: "qemu-" + o.Accel, Version: version}, log: o.Log,
+	}
+	if d.log == nil {
+		d.log = slog.New(slog.DiscardHandler)
 	}
 	switch o.Accel {
 	case KVM:
@@ -64,7 +70,7 @@ func New(ctx context.Context, o Options) (*Driver, error) {
 		// KVM tells its guests the frequency; an emulated one that had to measure it could
 		// hang. It is the host's, so a snapshot's sense of time depends on it.
 		khz := tsc.KHz()
-		d.cmdline += fmt.Sprintf(" tsc=reliable no_timer_check tsc_early_khz=%d", khz)
+		d.cmdline += fmt.Sprintf(" tsc=reliable no_timer_check tsc_early_khz=%d %s%d", khz, timerWord, timerKHz)
 		d.info.CPU = emulatedCPU(khz)
 	}
 	if err != nil {
@@ -87,6 +93,10 @@ func (d *Driver) Boot(ctx context.Context, cfg vmm.Config) (vmm.Machine, error) 
 	m, err := d.launch(ctx, cfg, mem, false)
 	if err != nil {
 		return nil, err
+	}
+	if d.accel == TCG {
+		m.first = &firstStart{log: d.log.With("vm", cfg.ID)}
+		go m.endAfterReset()
 	}
 	if err := m.qmp.greet(ctx); err != nil {
 		return nil, m.abandon(err)

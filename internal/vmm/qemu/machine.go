@@ -33,6 +33,7 @@ type machine struct {
 	dialing  chan struct{} // holds one token; its holder may use what follows
 	session  *link.Session
 	captured bool
+	first    *firstStart // of a guest that has yet to come up; nil once it has, or if nothing is known to go wrong
 
 	loaded []byte // the stream that a restored machine was loaded from
 }
@@ -101,7 +102,7 @@ func (m *machine) linked(ctx context.Context) (*link.Session, error) {
 			return m.session, nil
 		}
 	}
-	session, err := link.Dial(ctx, m.link)
+	session, err := m.connect(ctx)
 	if err != nil {
 		return nil, err
 	}

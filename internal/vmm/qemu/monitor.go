@@ -24,7 +24,8 @@ type monitor struct {
 	closed   bool          // nothing will be answered any more
 	changed  chan struct{} // closed and replaced with every event
 	status   string        // of the last MIGRATION event
-	shutdown string        // reason of the SHUTDOWN event
+	shutdown string        // reason of the last SHUTDOWN event
+	resets   int           // RESET events
 }
 
 type command struct {
@@ -49,6 +50,9 @@ type message struct {
 		Reason string `json:"reason"`
 	} `json:"data"`
 }
+
+// switchedOff is the reason of a SHUTDOWN event that the guest wanted.
+const switchedOff = "guest-shutdown"
 
 var errMonitor = errors.New("QEMU closed its monitor")
 
@@ -89,6 +93,8 @@ func (m *monitor) note(msg message) {
 		m.status = msg.Data.Status
 	case "SHUTDOWN":
 		m.shutdown = msg.Data.Reason
+	case "RESET":
+		m.resets++
 	}
 	close(m.changed)
 	m.changed = make(chan struct{})
@@ -186,15 +192,25 @@ func (m *monitor) send(c command) (reply, error) {
 
 // awaitMigration waits until a migration, in or out, has completed.
 func (m *monitor) awaitMigration(ctx context.Context) error {
+	var status string
+	err := m.await(ctx, func() bool {
+		status = m.status
+		return status == "completed" || status == "failed" || status == "cancelled"
+	})
+	if err == nil && status != "completed" {
+		err = errors.New("QEMU could not transfer the machine's state")
+	}
+	return err
+}
+
+// await waits until an event makes reached true, which is called with m.mu held.
+func (m *monitor) await(ctx context.Context, reached func() bool) error {
 	for {
 		m.mu.Lock()
-		changed, status := m.changed, m.status
+		changed, ok := m.changed, reached()
 		m.mu.Unlock()
-		switch status {
-		case "completed":
+		if ok {
 			return nil
-		case "failed", "cancelled":
-			return errors.New("QEMU could not transfer the machine's state")
 		}
 		select {
 		case <-changed:
@@ -211,4 +227,13 @@ func (m *monitor) shutdownReason() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.shutdown
+}
+
+// beginReset forgets that the guest switched itself off and returns how many resets there
+// were.
+func (m *monitor) beginReset() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.shutdown = ""
+	return m.resets
 }

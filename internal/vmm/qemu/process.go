@@ -109,7 +109,7 @@ func (m *machine) wait(ended <-chan error) {
 	err := <-ended
 	<-m.qmp.ended // all events have been read
 	m.mu.Lock()
-	if !m.killed {
+	if !m.killed && m.err == nil {
 		m.err = m.reason(err)
 	}
 	m.mu.Unlock()
@@ -122,7 +122,7 @@ func (m *machine) wait(ended <-chan error) {
 func (m *machine) reason(err error) error {
 	said := m.stderr.String()
 	switch shutdown := m.qmp.shutdownReason(); {
-	case shutdown == "guest-shutdown":
+	case shutdown == switchedOff:
 		return nil
 	case shutdown == "guest-reset":
 		return errors.New("the guest restarted itself: a kernel panic or a reboot")
