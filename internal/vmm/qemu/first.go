@@ -42,7 +42,7 @@ const restartTimeout = 20 * time.Second
 const (
 	// stillSpan is how long a guest may do nothing before it has come up, and stillShare
 	// the part of it for which QEMU runs or waits for a CPU nevertheless.
-	stillSpan  = 4 * time.Second
+	stillSpan  = 6 * time.Second
 	stillShare = 0.02
 )
 
@@ -71,7 +71,9 @@ func (m *machine) connect(ctx context.Context) (*link.Session, error) {
 	session, err := link.Dial(dialing, m.link)
 	stop()
 	if werr := <-watched; werr != nil {
-		m.fail(werr)
+		if !errors.Is(werr, errMonitor) { // it is ending, and knows better why
+			m.fail(werr)
+		}
 		err = errors.Join(werr, err)
 	}
 	if err == nil {
@@ -90,7 +92,7 @@ func (m *machine) connect(ctx context.Context) (*link.Session, error) {
 // watchStart starts the guest again when it has switched itself off or does nothing, until
 // ctx ends. Its error says that the guest will never come up.
 func (m *machine) watchStart(ctx context.Context) error {
-	for {
+	for ctx.Err() == nil { // until it answered, or the caller gave up
 		why, err := m.awaitFailure(ctx)
 		if err == nil {
 			if m.first.restarts == maxRestarts {
@@ -101,13 +103,11 @@ func (m *machine) watchStart(ctx context.Context) error {
 			m.first.log.Warn("guest is started again", "reason", why, "restarts", m.first.restarts)
 			err = m.restart(ctx)
 		}
-		switch {
-		case ctx.Err() != nil, errors.Is(err, errMonitor): // answered, given up, or ended
-			return nil
-		case err != nil:
+		if err != nil && ctx.Err() == nil {
 			return fmt.Errorf("start the guest again: %w", err)
 		}
 	}
+	return nil
 }
 
 // awaitFailure returns why the guest cannot come up.
