@@ -44,6 +44,10 @@ const (
 	// the part of it for which QEMU runs or waits for a CPU nevertheless.
 	stillSpan  = 6 * time.Second
 	stillShare = 0.02
+	// busyLimit is how much CPU time a guest may use before it has come up, several times what
+	// it needs: one with several CPUs spins when it has no timer. It doubles with every
+	// restart, for the sake of hosts that are slow.
+	busyLimit = 20 * time.Second
 )
 
 // firstStart is what a machine keeps until its guest has come up.
@@ -114,38 +118,41 @@ func (m *machine) watchStart(ctx context.Context) error {
 func (m *machine) awaitFailure(ctx context.Context) (why string, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	still := make(chan error, 1)
-	go func() { still <- awaitStillness(ctx, m.PID()) }()
+	limit := busyLimit << m.first.restarts
+	hung := make(chan error, 1)
+	go func() { hung <- awaitHang(ctx, m.PID(), limit) }()
 	off := make(chan error, 1)
 	go func() { off <- m.qmp.await(ctx, func() bool { return m.qmp.shutdown == switchedOff }) }()
 	select {
-	case err = <-still:
-		return "it does nothing, like one whose timers do not work", err
+	case err = <-hung:
+		return "it does nothing or spins, like one whose timers do not work", err
 	case err = <-off:
 		return "it switched itself off, like one whose timers are wrong", err
 	}
 }
 
-// awaitStillness returns when the process of a VM neither runs nor wants to.
-func awaitStillness(ctx context.Context, pid int) error {
+// awaitHang returns when the process of a VM neither runs nor wants to, or has run for limit.
+func awaitHang(ctx context.Context, pid int, limit time.Duration) error {
+	begun, waited, err := idle.Used(pid)
+	if err != nil {
+		return err
+	}
 	tick := time.NewTicker(stillSpan)
 	defer tick.Stop()
-	last := time.Duration(-1)
-	for {
-		cpu, waited, err := idle.Used(pid)
-		if err != nil {
-			return err
-		}
-		now := cpu + waited
-		if last >= 0 && now-last < time.Duration(stillShare*float64(stillSpan)) {
-			return nil
-		}
-		last = now
+	for last := begun + waited; ; {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+		cpu, waited, err := idle.Used(pid)
+		if err != nil {
+			return err
+		}
+		if cpu-begun > limit || cpu+waited-last < time.Duration(stillShare*float64(stillSpan)) {
+			return nil
+		}
+		last = cpu + waited
 	}
 }
 

@@ -67,7 +67,7 @@ func TestGuestThatHangsIsStartedAgain(t *testing.T) {
 // A guest whose timers are wrong does not come up, and is not started for ever.
 func TestGuestWithWrongTimersIsStartedAgain(t *testing.T) {
 	m, restarts := bootFirst(t, func(d *Driver) {
-		d.cmdline = strings.Replace(d.cmdline, fmt.Sprint(timerWord, timerKHz), fmt.Sprint(timerWord, 3*timerKHz), 1)
+		d.cmdline = strings.Replace(d.cmdline, fmt.Sprint(timerWord, timerKHz), fmt.Sprint(timerWord, 1000*timerKHz), 1)
 	})
 	if _, err := m.Dial(t.Context()); kiln.CodeOf(err) != kiln.CodeUnavailable {
 		t.Fatalf("got %v, want %s", err, kiln.CodeUnavailable)
