@@ -390,20 +390,20 @@ func TestContextEndsCommandAndItsGroup(t *testing.T) {
 	c, _ := start(t)
 	for _, test := range []struct {
 		name string
-		end  func(context.Context) (context.Context, context.CancelFunc)
+		end  func(ctx context.Context, printed <-chan struct{}) (context.Context, context.CancelFunc)
 		code kiln.ErrorCode
 	}{
-		{"timeout", func(ctx context.Context) (context.Context, context.CancelFunc) {
-			return context.WithTimeout(ctx, 300*time.Millisecond)
+		{"timeout", func(ctx context.Context, _ <-chan struct{}) (context.Context, context.CancelFunc) {
+			return context.WithTimeout(ctx, 2*time.Second) // long enough for a busy host to start it
 		}, kiln.CodeTimeout},
-		{"cancel", func(ctx context.Context) (context.Context, context.CancelFunc) {
+		{"cancel", func(ctx context.Context, printed <-chan struct{}) (context.Context, context.CancelFunc) {
 			ctx, cancel := context.WithCancel(ctx)
-			time.AfterFunc(300*time.Millisecond, cancel)
+			go func() { <-printed; cancel() }()
 			return ctx, cancel
 		}, kiln.CodeCanceled},
 	} {
-		ctx, cancel := test.end(t.Context())
-		var out bytes.Buffer
+		out := firstWrite{written: make(chan struct{})}
+		ctx, cancel := test.end(t.Context(), out.written)
 		_, err := c.Run(ctx, guest.Command{Args: []string{"sh", "-c", "sleep 1000 & echo $!; wait"}, Stdout: &out})
 		cancel()
 		if kiln.CodeOf(err) != test.code {
@@ -413,16 +413,40 @@ func TestContextEndsCommandAndItsGroup(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: output %q", test.name, out.String())
 		}
-		if alive(pid) {
-			t.Errorf("%s: process %d of the group still runs", test.name, pid)
+		if err := ended(pid); err != nil {
+			t.Errorf("%s: process %d of the group still runs: %v", test.name, pid, err)
 		}
 	}
 }
 
-// alive is false for zombies: here nobody but this machine's init reaps orphans.
-func alive(pid int) bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	return err == nil && !strings.Contains(string(stat), ") Z ")
+// firstWrite tells when something was written.
+type firstWrite struct {
+	bytes.Buffer
+	once    sync.Once
+	written chan struct{}
+}
+
+func (w *firstWrite) Write(b []byte) (int, error) {
+	defer w.once.Do(func() { close(w.written) })
+	return w.Buffer.Write(b)
+}
+
+// ended waits until a process has ended, reaped or not: here nobody but this machine's init
+// reaps orphans.
+func ended(pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000)
+	if err == nil && n == 0 {
+		return errors.New("not within 10 s")
+	}
+	return err
 }
 
 func TestWriteErrorKills(t *testing.T) {
