@@ -90,6 +90,9 @@ func (m *machine) connect(ctx context.Context) (*link.Session, error) {
 		return nil, err
 	}
 	m.first = nil
+	if m.qmp.shutdownReason() == switchedOff { // in between: QEMU has only paused
+		_ = m.cmd.Process.Kill() // fails if it has ended
+	}
 	return session, nil
 }
 
