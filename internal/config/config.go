@@ -117,6 +117,9 @@ type VM struct {
 	QEMU string `toml:"qemu"`
 	// Accel is auto (KVM where a boot probe proves it, else software emulation), kvm or tcg.
 	Accel string `toml:"accel"`
+	// Channel to the guests is auto (vsock where the host has vhost-vsock, else serial), vsock
+	// or serial.
+	Channel string `toml:"channel"`
 	// Kernel is a guest kernel with its drivers built in. Empty means the
 	// distribution's cloud kernel package.
 	Kernel string `toml:"kernel"`
@@ -183,7 +186,7 @@ func Default() Config {
 		Catalog: Catalog{Build: []string{"python", "node", "go", "blank"}},
 		Build: Build{CABundle: "auto", Timeout: Duration(30 * time.Minute), SourceTimeout: Duration(10 * time.Minute), RootfsTimeout: Duration(10 * time.Minute),
 			SnapshotTimeout: Duration(10 * time.Minute), ReadyTimeout: Duration(5 * time.Minute), Parallel: 2, MaxContextMB: 2048},
-		VM:      VM{QEMU: "qemu-system-x86_64", Accel: "auto"},
+		VM:      VM{QEMU: "qemu-system-x86_64", Accel: "auto", Channel: "auto"},
 		Network: defaultNetwork(),
 		Sandbox: Sandbox{Overcommit: 2, ReserveMB: 512, Cgroups: "auto", DefaultTTL: Duration(kiln.DefaultTTL)},
 		GC:      defaultGC(),
@@ -339,7 +342,10 @@ func (c *Config) checkVM() error {
 	if c.VM.QEMU == "" {
 		return invalid("vm.qemu", "is empty")
 	}
-	return oneOf("vm.accel", c.VM.Accel, "auto", "kvm", "tcg")
+	if err := oneOf("vm.accel", c.VM.Accel, "auto", "kvm", "tcg"); err != nil {
+		return err
+	}
+	return oneOf("vm.channel", c.VM.Channel, "auto", "vsock", "serial")
 }
 
 func (c *Config) checkLimits() error {

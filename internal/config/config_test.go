@@ -112,6 +112,7 @@ func TestValidateNamesTheKey(t *testing.T) {
 		"build.parallel":       func(c *Config) { c.Build.Parallel = 0 },
 		"build.max_context_mb": func(c *Config) { c.Build.MaxContextMB = 0 },
 		"vm.accel":             func(c *Config) { c.VM.Accel = "xen" },
+		"vm.channel":           func(c *Config) { c.VM.Channel = "pigeon" },
 		"vm.qemu":              func(c *Config) { c.VM.QEMU = "" },
 		"build.cache_mb":       func(c *Config) { c.Build.CacheMB = -1 },
 		"sandbox.max_running":  func(c *Config) { c.Sandbox.MaxRunning = -1 },

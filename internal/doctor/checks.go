@@ -44,6 +44,15 @@ func checkAcceleration(ctx context.Context, o Options) Check {
 	return Check{Name: "boot probe", Status: OK, Detail: "a guest booted on KVM"}
 }
 
+func checkChannel(_ context.Context, o Options) Check {
+	const name = "guest channel"
+	channel, reason, err := o.Channel()
+	if err != nil {
+		return failure(name, Fail, err, "modprobe vhost_vsock, or set vm.channel in the configuration to serial")
+	}
+	return Check{Name: name, Status: OK, Detail: channel + ": " + reason}
+}
+
 func checkKernel(ctx context.Context, o Options) Check {
 	const name = "guest kernel"
 	if o.Kernel != "" {

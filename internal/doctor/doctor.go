@@ -44,6 +44,8 @@ type Options struct {
 	// Accelerator boots a tiny guest and returns what it proved ("kvm" or "tcg") with
 	// the reason. It must respect its context.
 	Accelerator func(context.Context) (accel, reason string, err error)
+	// Channel returns how guests will be reached ("vsock" or "serial") with the reason.
+	Channel func() (channel, reason string, err error)
 }
 
 // checkTimeout bounds one check; the boot probe brings a deadline of its own.
@@ -55,7 +57,7 @@ func Run(ctx context.Context, o Options) []Check {
 		o.QEMU = "qemu-system-x86_64"
 	}
 	probes := []func(context.Context, Options) Check{
-		checkRoot, checkQEMU, checkAcceleration, checkKernel, checkBuilder, checkOverlay,
+		checkRoot, checkQEMU, checkAcceleration, checkChannel, checkKernel, checkBuilder, checkOverlay,
 		checkBootstrap, checkScratch, checkDataDir, checkSpace,
 	}
 	checks := make([]Check, len(probes))

@@ -16,6 +16,7 @@ func options(dir string) doctor.Options {
 		DataDir:     dir,
 		Accelerator: func(context.Context) (string, string, error) { return "kvm", "", nil },
 		Network:     func() []network.Finding { return network.Examine(network.Settings{}, nil) },
+		Channel:     func() (string, string, error) { return "serial", "no vsock", nil },
 	}
 }
 
@@ -62,6 +63,9 @@ func TestEveryFailureNamesItsRemedy(t *testing.T) {
 		{"boot probe", func(o *doctor.Options) {
 			o.Accelerator = func(context.Context) (string, string, error) { return "tcg", "no KVM", nil }
 		}, doctor.Warn},
+		{"guest channel", func(o *doctor.Options) {
+			o.Channel = func() (string, string, error) { return "", "", errors.New("no vsock") }
+		}, doctor.Fail},
 		{"network subnet", func(o *doctor.Options) {
 			o.Network = func() []network.Finding {
 				return []network.Finding{{Name: "network subnet", Err: errors.New("overlaps"), Fix: "another", Minor: true}}

@@ -10,7 +10,7 @@ import (
 func TestMain(m *testing.M) { testkit.Main(m) }
 
 // TestNestedHost shows what this machine's kernel may be unable to show: control groups of
-// version 2, and virtual machines on KVM.
+// version 2, and virtual machines on KVM that are reached over vsock.
 func TestNestedHost(t *testing.T) {
 	h := Start(t)
 	onKVM := map[string]string{"KILN_TEST_ACCEL": "kvm"}
@@ -27,10 +27,21 @@ func TestNestedHost(t *testing.T) {
 			t.Error("the probe did not find KVM")
 		}
 	})
-	t.Run("driver", func(t *testing.T) {
-		passed := h.Test(t, "internal/vmm/qemu", onKVM, "-test.run=TestConformance")
-		if !passed["TestConformance/boot/on_KVM"] {
-			t.Error("the machines did not run on KVM")
+	t.Run("driver over vsock", func(t *testing.T) {
+		passed := h.Test(t, "internal/vmm/qemu", onKVM, "-test.run=TestConformance|TestChannel")
+		for _, name := range []string{
+			"TestConformance/boot/on_KVM", "TestConformance/boot/over_vsock", "TestChannelIsChosen/numbers_are_reserved",
+		} {
+			if !passed[name] {
+				t.Errorf("%s did not run", name)
+			}
+		}
+	})
+	t.Run("driver over virtio-serial", func(t *testing.T) {
+		overSerial := map[string]string{"KILN_TEST_ACCEL": "kvm", "KILN_TEST_CHANNEL": "serial"}
+		passed := h.Test(t, "internal/vmm/qemu", overSerial, "-test.run=TestConformance/(boot|network)")
+		if !passed["TestConformance/boot/on_KVM"] || passed["TestConformance/boot/over_vsock"] {
+			t.Error("the machines had other means")
 		}
 	})
 }

@@ -9,10 +9,15 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kilnvm/kiln/internal/guest"
 	"github.com/kilnvm/kiln/internal/testkit"
 )
+
+// testTime bounds the tests of a package there: who exceeds it says where it stands, before
+// the tests of this machine are out of time.
+const testTime = 8 * time.Minute
 
 // module is the path of the packages whose tests run here.
 const module = "github.com/kilnvm/kiln/"
@@ -30,7 +35,7 @@ func (h *Host) Test(t *testing.T, pkg string, env map[string]string, flags ...st
 	maps.Copy(all, env)
 	out := &lines{to: func(line string) { t.Log(line) }}
 	exit, err := h.client.Run(context.WithoutCancel(t.Context()), guest.Command{
-		Args: append([]string{path.Join(programs, filepath.Base(program)), "-test.v", "-test.timeout=10m"}, flags...),
+		Args: append([]string{path.Join(programs, filepath.Base(program)), "-test.v", "-test.timeout=" + testTime.String()}, flags...),
 		Env:  all, Stdout: out, Stderr: out,
 	})
 	if err != nil || exit.Code != 0 {

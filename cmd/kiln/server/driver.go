@@ -20,7 +20,7 @@ func newDriver(ctx context.Context, cfg config.Config, log *slog.Logger) (vmm.Dr
 	if err != nil {
 		return nil, err
 	}
-	d, err := qemu.New(ctx, qemu.Options{Binary: cfg.VM.QEMU, Accel: accel, Log: log})
+	d, err := qemu.New(ctx, qemu.Options{Binary: cfg.VM.QEMU, Accel: accel, Channel: channelOption(cfg), Log: log})
 	if err != nil {
 		return nil, err
 	}
@@ -33,11 +33,20 @@ func DoctorOptions(cfg config.Config) doctor.Options {
 	o := doctor.Options{
 		DataDir: cfg.DataDir, QEMU: cfg.VM.QEMU, Kernel: cfg.VM.Kernel, Builder: cfg.Build.Address,
 		Accelerator: func(ctx context.Context) (accel, reason string, err error) { return accelerator(ctx, cfg) },
+		Channel:     func() (channel, reason string, err error) { return qemu.ChooseChannel(channelOption(cfg)) },
 	}
 	if cfg.Network.Enabled {
 		o.Network = func() []network.Finding { return network.Examine(cfg.Network.Settings(), nil) }
 	}
 	return o
+}
+
+// channelOption is the configured channel in the driver's words.
+func channelOption(cfg config.Config) string {
+	if cfg.VM.Channel == "auto" {
+		return ""
+	}
+	return cfg.VM.Channel
 }
 
 // accelerator decides what VMs run on, and says why. It may boot a tiny guest to find out;

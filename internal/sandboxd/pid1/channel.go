@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/mdlayher/vsock"
+	"golang.org/x/sys/unix"
 
 	"github.com/kilnvm/kiln/internal/link"
 )
@@ -38,7 +39,8 @@ func listen(ctx context.Context, events *uevents) (net.Listener, error) {
 		return nil, fmt.Errorf("channel to the host: no port %s and no vsock: %w", portName, err)
 	}
 	if ch.vsock {
-		l, err := vsock.Listen(vsockPort, nil)
+		// For any number, because a clone has another than the VM that it was.
+		l, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, vsockPort, nil)
 		if err != nil {
 			return nil, fmt.Errorf("channel to the host: %w", err)
 		}

@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/kilnvm/kiln"
-	"github.com/kilnvm/kiln/internal/link"
 	"github.com/kilnvm/kiln/internal/vmm"
 	"github.com/kilnvm/kiln/internal/vmm/idle"
 )
@@ -54,34 +52,20 @@ func (m *machine) calm(ctx context.Context) error {
 	if err := m.qmp.run(ctx, "cont", nil); err != nil {
 		return err
 	}
-	if err := m.hangUp(ctx); err != nil {
+	if err := m.channel.hangUp(ctx); err != nil {
 		return err
 	}
 	if err := idle.Await(ctx, m.PID()); err != nil {
 		return err
 	}
-	if err := m.attend(ctx); err != nil {
-		return err
-	}
+	m.channel.attend(ctx)
 	return m.qmp.run(ctx, "stop", nil)
-}
-
-// attentive bounds the wait for a guest that is to be attentive.
-const attentive = 5 * time.Second
-
-// attend has the guest look out for the first call to a clone. One that does not is only
-// slower as a clone.
-func (m *machine) attend(ctx context.Context) error {
-	short, cancel := context.WithTimeout(ctx, attentive)
-	defer cancel()
-	_ = link.Attend(short, m.link)
-	return ctx.Err()
 }
 
 // captureClone saves a restored machine as it is: somebody may be working in it, and goes
 // on when it is restored.
 func (m *machine) captureClone(ctx context.Context, s vmm.State) (err error) {
-	if err := m.hangUp(ctx); err != nil {
+	if err := m.channel.hangUp(ctx); err != nil {
 		return err
 	}
 	if err := m.drain(ctx); err != nil {
@@ -100,22 +84,6 @@ func (m *machine) captureClone(ctx context.Context, s vmm.State) (err error) {
 	}
 	if err := writeFile(s.State, encodeState(stream)); err != nil {
 		return errors.Join(err, os.Remove(s.Memory))
-	}
-	return nil
-}
-
-// hangUp ends all connections and takes no more.
-func (m *machine) hangUp(ctx context.Context) error {
-	select {
-	case m.dialing <- struct{}{}:
-		defer func() { <-m.dialing }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	m.captured = true
-	if m.session != nil {
-		_ = m.session.Close() // ended either way
-		m.session = nil
 	}
 	return nil
 }

@@ -8,9 +8,6 @@ import (
 	"github.com/kilnvm/kiln/internal/vmm"
 )
 
-// portName is the virtio-serial port on which the daemon listens.
-const portName = "kiln.0"
-
 // cmdline is the guest's kernel command line on any accelerator. A panic ends the VM at
 // once: it resets, and QEMU is told not to start again. Pressure stall information is
 // accounted at every switch between tasks, in every clone.
@@ -26,9 +23,9 @@ const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecont
 
 // Descriptors that QEMU inherits, in the order of exec.Cmd.ExtraFiles.
 const (
-	qmpFD  = 3
-	linkFD = 4
-	tapFD  = 5 // when the machine has a network
+	qmpFD     = 3
+	channelFD = 4
+	tapFD     = 5 // when the machine has a network
 )
 
 // memory says where guest memory lives.
@@ -40,7 +37,7 @@ type memory struct {
 // arguments returns QEMU's command line. For a restore it describes the same machine as
 // for the boot that was captured, but for the kernel: that is in memory already, and a
 // machine that resets ends.
-func (d *Driver) arguments(cfg vmm.Config, mem memory, incoming bool) []string {
+func (d *Driver) arguments(cfg vmm.Config, mem memory, ch channel, incoming bool) []string {
 	accel, cpu := "tcg,thread=multi", emulated
 	if d.accel == KVM {
 		accel, cpu = "kvm", "host"
@@ -66,13 +63,13 @@ func (d *Driver) arguments(cfg vmm.Config, mem memory, incoming bool) []string {
 		args = append(args, "-netdev", fmt.Sprintf("tap,id=net0,fd=%d,vhost=off", tapFD),
 			"-device", "virtio-net-device,netdev=net0,mac="+cfg.Network.MAC)
 	}
-	return append(args,
+	args = append(args,
 		"-object", throttle(cfg.Disk),
 		"-blockdev", disk("rootfs", cfg.Rootfs, true), "-device", "virtio-blk-device,drive=rootfs",
 		"-blockdev", disk("scratch", cfg.Scratch, false), "-device", "virtio-blk-device,drive=scratch",
-		"-device", "virtio-serial-device,max_ports=2",
-		"-chardev", fmt.Sprintf("socket,id=link,fd=%d", linkFD),
-		"-device", "virtserialport,chardev=link,name="+portName,
+	)
+	args = append(args, ch.arguments(channelFD)...)
+	return append(args,
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", qmpFD), "-mon", "chardev=qmp,mode=control",
 	)

@@ -22,15 +22,18 @@ const (
 
 // Options configures a driver.
 type Options struct {
-	Binary string       // a bare name is looked up in PATH; "" means qemu-system-x86_64
-	Accel  string       // KVM or TCG
-	Log    *slog.Logger // nil discards
+	Binary string // a bare name is looked up in PATH; "" means qemu-system-x86_64
+	Accel  string // KVM or TCG
+	// Channel to the guests: Vsock or Serial; "" means Vsock where the host has it.
+	Channel string
+	Log     *slog.Logger // nil discards
 }
 
 // Driver implements [vmm.Driver].
 type Driver struct {
 	binary  string
 	accel   string
+	channel string // Vsock or Serial
 	cmdline string // of the guest's kernel
 	sandbox bool   // QEMU can confine itself with seccomp
 	info    vmm.Info
@@ -56,12 +59,19 @@ func New(ctx context.Context, o Options) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
+	channel, _, err := ChooseChannel(o.Channel)
+	if err != nil {
+		return nil, err
+	}
 	d := &Driver{
-		binary: binary, accel: o.Accel, cmdline: cmdline, sandbox: canSandbox(ctx, binary),
+		binary: binary, accel: o.Accel, channel: channel, cmdline: cmdline, sandbox: canSandbox(ctx, binary),
 		info: vmm.Info{Name: "qemu-" + o.Accel, Version: version}, log: o.Log,
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
+	}
+	if channel == Vsock { // another machine: its snapshots are others
+		d.info.Name += "-" + Vsock
 	}
 	switch o.Accel {
 	case KVM:

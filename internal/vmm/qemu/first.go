@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"time"
 
 	"github.com/kilnvm/kiln"
-	"github.com/kilnvm/kiln/internal/link"
 	"github.com/kilnvm/kiln/internal/vmm/idle"
 )
 
@@ -56,12 +56,25 @@ type firstStart struct {
 	restarts int
 }
 
-// connect makes a session. Until the first one the guest is started again when it cannot
-// come up.
-func (m *machine) connect(ctx context.Context) (*link.Session, error) {
-	if m.first == nil {
-		return link.Dial(ctx, m.link)
+// dial opens a connection. Until the first one the guest is started again when it cannot
+// come up, and others wait for that one.
+func (m *machine) dial(ctx context.Context) (net.Conn, error) {
+	select {
+	case m.starting <- struct{}{}:
+	case <-m.done:
+		return nil, net.ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
+	if m.first == nil {
+		<-m.starting
+		return m.channel.dial(ctx)
+	}
+	defer func() { <-m.starting }()
+	return m.dialFirst(ctx)
+}
+
+func (m *machine) dialFirst(ctx context.Context) (net.Conn, error) {
 	dialing, stop := context.WithCancel(ctx)
 	defer stop()
 	watched := make(chan error, 1)
@@ -72,7 +85,7 @@ func (m *machine) connect(ctx context.Context) (*link.Session, error) {
 		}
 		watched <- err
 	}()
-	session, err := link.Dial(dialing, m.link)
+	conn, err := m.channel.dial(dialing)
 	stop()
 	if werr := <-watched; werr != nil {
 		if !errors.Is(werr, errMonitor) { // it is ending, and knows better why
@@ -84,8 +97,8 @@ func (m *machine) connect(ctx context.Context) (*link.Session, error) {
 		err = m.qmp.run(ctx, "set-action", map[string]any{"shutdown": "poweroff", "reboot": "shutdown"})
 	}
 	if err != nil {
-		if session != nil {
-			_ = session.Close()
+		if conn != nil {
+			_ = conn.Close()
 		}
 		return nil, err
 	}
@@ -93,7 +106,7 @@ func (m *machine) connect(ctx context.Context) (*link.Session, error) {
 	if m.qmp.shutdownReason() == switchedOff { // in between: QEMU has only paused
 		_ = m.cmd.Process.Kill() // fails if it has ended
 	}
-	return session, nil
+	return conn, nil
 }
 
 // watchStart starts the guest again when it has switched itself off or does nothing, until

@@ -8,10 +8,7 @@ import (
 	"os/exec"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/kilnvm/kiln"
-	"github.com/kilnvm/kiln/internal/link"
 	"github.com/kilnvm/kiln/internal/vmm"
 )
 
@@ -23,26 +20,24 @@ type machine struct {
 	qmp     *monitor
 	console *console
 	stderr  tail
-	link    *net.UnixConn // host end of the guest's channel
+	channel channel // to the guest's daemon
 
 	done   chan struct{}
 	mu     sync.Mutex
 	killed bool
 	err    error // why it ended
 
-	dialing  chan struct{} // holds one token; its holder may use what follows
-	session  *link.Session
-	captured bool
-	first    *firstStart // of a guest that has yet to come up; nil once it has, or if nothing is known to go wrong
+	run     sync.Once
+	running chan struct{} // closed when the guest begins to run
+
+	starting chan struct{} // holds one token; its holder may use what follows
+	first    *firstStart   // of a guest that has yet to come up; nil once it has, or if nothing is known to go wrong
 
 	loaded []byte // the stream that a restored machine was loaded from
 }
 
-func newMachine(cfg vmm.Config, mem memory, console *console, link *net.UnixConn) *machine {
-	return &machine{
-		cfg: cfg, memory: mem, console: console, link: link,
-		done: make(chan struct{}), dialing: make(chan struct{}, 1),
-	}
+func newMachine(cfg vmm.Config, mem memory, console *console) *machine {
+	return &machine{cfg: cfg, memory: mem, console: console, done: make(chan struct{}), running: make(chan struct{}), starting: make(chan struct{}, 1)}
 }
 
 // PID implements [vmm.Machine].
@@ -65,65 +60,29 @@ func (m *machine) ConsoleLog() string { return m.console.path() }
 func (m *machine) Pause(ctx context.Context) error { return m.qmp.run(ctx, "stop", nil) }
 
 // Resume implements [vmm.Machine].
-func (m *machine) Resume(ctx context.Context) error { return m.qmp.run(ctx, "cont", nil) }
-
-// Dial implements [vmm.Machine]. All connections share one session of the link, which is
-// made anew when it has ended.
-func (m *machine) Dial(ctx context.Context) (net.Conn, error) {
-	session, err := m.linked(ctx)
-	if err != nil {
-		return nil, m.gone(err)
+func (m *machine) Resume(ctx context.Context) error {
+	err := m.qmp.run(ctx, "cont", nil)
+	if err == nil {
+		m.run.Do(func() { close(m.running) })
 	}
-	conn, err := session.Open(ctx)
+	return err
+}
+
+// Dial implements [vmm.Machine].
+func (m *machine) Dial(ctx context.Context) (net.Conn, error) {
+	conn, err := m.dial(ctx)
 	if err != nil {
 		return nil, m.gone(err)
 	}
 	return conn, nil
 }
 
-// linked returns the session of the link. One caller at a time makes it.
-func (m *machine) linked(ctx context.Context) (*link.Session, error) {
-	select {
-	case m.dialing <- struct{}{}:
-		defer func() { <-m.dialing }()
-	case <-m.done:
-		return nil, net.ErrClosed
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	if m.captured {
-		return nil, kiln.Errorf(kiln.CodeConflict, "machine %s was captured and takes no connections", m.cfg.ID)
-	}
-	if m.session != nil {
-		select {
-		case <-m.session.Done():
-			_ = m.session.Close() // its end is known; the next one starts afresh
-		default:
-			return m.session, nil
-		}
-	}
-	session, err := m.connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	m.session = session
-	return session, nil
-}
-
 // Call implements [vmm.Caller].
 func (m *machine) Call(ctx context.Context, request []byte) ([]byte, error) {
-	select {
-	case m.dialing <- struct{}{}:
-		defer func() { <-m.dialing }()
-	case <-m.done:
-		return nil, m.gone(net.ErrClosed)
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	reply, err := m.channel.call(ctx, request)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil, err
 	}
-	if m.session != nil || m.captured || len(request) > link.MaxCall {
-		return nil, errors.ErrUnsupported
-	}
-	reply, err := link.Call(ctx, m.link, request)
 	if err != nil {
 		return nil, m.gone(err)
 	}
@@ -154,7 +113,7 @@ func (m *machine) drain(ctx context.Context) error {
 		if err := m.qmp.run(ctx, "query-status", nil); err != nil {
 			return err
 		}
-		unread, err := unreadBytes(m.link)
+		unread, err := m.channel.unread()
 		if err != nil {
 			return err
 		}
@@ -163,16 +122,4 @@ func (m *machine) drain(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// unreadBytes returns how much of what was written to c its peer has yet to read, in the
-// kernel's accounting.
-func unreadBytes(c *net.UnixConn) (int, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	n, nerr := 0, error(nil)
-	err = raw.Control(func(fd uintptr) { n, nerr = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
-	return n, errors.Join(err, nerr)
 }

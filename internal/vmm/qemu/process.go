@@ -54,17 +54,15 @@ func (d *Driver) launch(ctx context.Context, cfg vmm.Config, mem memory, incomin
 	}
 	defer qmpEnd.Close()
 	opened = append(opened, qmp.Close)
-	link, linkEnd, err := socketpair("link")
-	if err != nil {
+	m := newMachine(cfg, mem, console)
+	if m.channel, err = d.openChannel(m.done, m.running, incoming); err != nil {
 		return nil, err
 	}
-	defer linkEnd.Close()
-	opened = append(opened, link.Close)
-
-	m := newMachine(cfg, mem, console, link)
-	m.cmd = exec.Command(d.binary, d.arguments(cfg, mem, incoming)...) //nolint:noctx // it outlives the request; Kill ends it
+	defer m.channel.end().Close()
+	opened = append(opened, func() error { m.channel.close(); return nil })
+	m.cmd = exec.Command(d.binary, d.arguments(cfg, mem, m.channel, incoming)...) //nolint:noctx // it outlives the request; Kill ends it
 	m.cmd.Dir, m.cmd.Env = cfg.Dir, append(os.Environ(), hugeHeap)
-	m.cmd.ExtraFiles = []*os.File{qmpEnd, linkEnd}
+	m.cmd.ExtraFiles = []*os.File{qmpEnd, m.channel.end()}
 	if cfg.Network != nil {
 		tap, err := openTap(*cfg.Network)
 		if err != nil {
@@ -113,7 +111,7 @@ func (m *machine) wait(ended <-chan error) {
 		m.err = m.reason(err)
 	}
 	m.mu.Unlock()
-	_ = m.link.Close()
+	m.channel.close()
 	_ = m.console.Close()
 	close(m.done)
 }

@@ -1,6 +1,7 @@
 package qemu_test
 
 import (
+	"os"
 	"testing"
 
 	"github.com/kilnvm/kiln"
@@ -13,7 +14,7 @@ func TestMain(m *testing.M) { testkit.Main(m) }
 
 func TestConformance(t *testing.T) {
 	testkit.RequireVM(t)
-	driver, err := qemu.New(t.Context(), qemu.Options{Accel: testkit.Accelerator()})
+	driver, err := qemu.New(t.Context(), qemu.Options{Accel: testkit.Accelerator(), Channel: os.Getenv("KILN_TEST_CHANNEL")})
 	if err != nil {
 		t.Fatal(err)
 	}
