@@ -95,8 +95,13 @@ func (a *app) startBenchServer(ctx context.Context, dir string) (stop func() err
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
+	wait, cancel := context.WithTimeout(ctx, benchStart)
+	defer cancel()
 	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	go func() {
+		ended <- cmd.Wait()
+		cancel() // it will never be ready
+	}()
 	stop = func() error {
 		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
 		select {
@@ -108,11 +113,10 @@ func (a *app) startBenchServer(ctx context.Context, dir string) (stop func() err
 		}
 	}
 	a.benchProgress("starting a server")
-	wait, cancel := context.WithTimeout(ctx, benchStart)
-	defer cancel()
 	if err := a.waitReady(wait); err != nil {
 		said, _ := os.ReadFile(log.Name())
-		return nil, errors.Join(fmt.Errorf("the server of this benchmark: %w\n%s", err, said), stop())
+		err = kiln.Errorf(kiln.CodeUnavailable, "the server of this benchmark did not start: %w", err).WithHint("it said:\n%s", said)
+		return nil, errors.Join(err, stop())
 	}
 	return stop, nil
 }
