@@ -51,7 +51,7 @@ func checkCommands(t *testing.T, s *server, template string) {
 		Ratios []struct{ What string }
 	}
 	out := s.must("bench", "exec", "-t", template, "--rounds", "1", "--megabytes", "8", "--paced", "1s", "--concurrent", "200", "-o", "json")
-	if err := json.Unmarshal([]byte(out), &report); err != nil || len(report.Rows) != 7 || len(report.Ratios) != 8 {
+	if err := json.Unmarshal([]byte(out), &report); err != nil || len(report.Rows) != 7 || len(report.Ratios) != 15 {
 		t.Errorf("bench exec: %v\n%s", err, out)
 	}
 	if w := shelf(); w.Set != 0 {
