@@ -112,9 +112,10 @@ func (v *vsockChannel) end() *os.File { return v.device }
 
 func (v *vsockChannel) close() { v.drop() }
 
-// Bounds of one attempt to connect, and of the pause before the next.
+// Bounds of one attempt to connect, and of the pause before the next. Both double from one
+// attempt to the next: a guest on a busy host that is given up each time never answers.
 const (
-	shortAttempt, longAttempt = 100 * time.Millisecond, 2 * time.Second
+	shortAttempt, longAttempt = 100 * time.Millisecond, 10 * time.Second
 	shortPause, longPause     = 2 * time.Millisecond, 50 * time.Millisecond
 )
 

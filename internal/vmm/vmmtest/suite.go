@@ -22,8 +22,14 @@ import (
 	"github.com/kilnvm/kiln/internal/vmm"
 )
 
-// patience bounds every wait for a VM; emulated ones are slow.
-const patience = 90 * time.Second
+// patience bounds every wait for a VM; emulated ones are slow, and those of an emulated host
+// slower ($KILN_TEST_PATIENCE).
+var patience = func() time.Duration {
+	if d, err := time.ParseDuration(os.Getenv("KILN_TEST_PATIENCE")); err == nil {
+		return d
+	}
+	return 90 * time.Second
+}()
 
 // suite is one driver with what its machines are made of.
 type suite struct {
