@@ -101,8 +101,6 @@ func exitCode(ctx context.Context, err error) int {
 	return exitFailure
 }
 
-// printError writes one line with what went wrong and, where there is one, a line with
-// what to do. A failed build also shows the place and the last output.
 // flagError says what a flag takes, where the library repeats a parser's words.
 func flagError(err error) error {
 	var bad *pflag.InvalidValueError
@@ -118,6 +116,8 @@ func flagError(err error) error {
 	return kiln.Errorf(kiln.CodeInvalid, "--%s: %q is not %s", bad.GetFlag().Name, bad.GetValue(), want)
 }
 
+// printError writes one line with what went wrong and, where there is one, a line with
+// what to do. A failed build also shows the place and the last output.
 func printError(w io.Writer, err error) {
 	var build *kiln.BuildError
 	if errors.As(err, &build) {

@@ -297,7 +297,7 @@ func (p *paced) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// figure notes a number that has an aim, or none if that is 0.
+// figure notes a number that has an aim, or none if that is to be at least 0.
 func (r *Report) figure(what string, value, aim float64, atLeast bool) {
 	r.Ratios = append(r.Ratios, Ratio{What: strings.ReplaceAll(what, "|", "/"), Value: value, Aim: aim, AtLeast: atLeast})
 }

@@ -22,7 +22,7 @@ type Row struct {
 	Bare float64 `json:"per_bare_qemu,omitempty"`
 }
 
-// Ratio is a figure that has an aim, unless that is 0.
+// Ratio is a figure that has an aim, unless that is to be at least 0.
 type Ratio struct {
 	What  string  `json:"what"`
 	Value float64 `json:"value"`
@@ -77,7 +77,7 @@ func (r *Report) WriteTable(w io.Writer) error {
 			met = "yes"
 		}
 		aim := fmt.Sprintf("%s %g", sign, x.Aim)
-		if x.Aim == 0 {
+		if x.AtLeast && x.Aim == 0 {
 			aim, met = "–", "–"
 		}
 		fmt.Fprintf(t, "| %s\t| %.2f\t| %s\t| %s\t|\n", x.What, x.Value, aim, met)
