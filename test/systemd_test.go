@@ -11,10 +11,10 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/artifact"
-	"github.com/kilnvm/kiln/internal/guest"
 	"github.com/kilnvm/kiln/internal/testkit"
 	"github.com/kilnvm/kiln/internal/vmm"
 	"github.com/kilnvm/kiln/internal/vmm/qemu"
+	"github.com/kilnvm/kiln/internal/vmm/vmmtest"
 )
 
 // A template with a service of its own and, so that systemd is degraded, one that fails.
@@ -126,23 +126,11 @@ func testSystemdShutdown(t *testing.T, s *server) {
 	if err := artifact.CopySparse(ctx, rootfs, s.rootfsOf("own-init")); err != nil {
 		t.Fatal(err)
 	}
-	machine, err := driver.Boot(ctx, vmm.Config{
+	machine, client, end := vmmtest.Boot(ctx, t, driver, vmm.Config{
 		ID: "systemd", Dir: testkit.ShortTempDir(t), Boot: testkit.BootBundle(t), Size: kiln.Sizes()[0],
 		Rootfs: rootfs, Scratch: testkit.ScratchDisk(t, 128), Init: kiln.InitSystemd,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	client := guest.New(machine.Dial)
-	defer func() {
-		client.Close()
-		if err := machine.Kill(); err != nil {
-			t.Error(err)
-		}
-	}()
-	if err := client.WaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
+	defer end()
 	if err := client.Shutdown(ctx); err != nil {
 		t.Fatal(err)
 	}

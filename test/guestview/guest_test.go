@@ -16,6 +16,7 @@ import (
 	"github.com/kilnvm/kiln/internal/testkit"
 	"github.com/kilnvm/kiln/internal/vmm"
 	"github.com/kilnvm/kiln/internal/vmm/qemu"
+	"github.com/kilnvm/kiln/internal/vmm/vmmtest"
 )
 
 func TestMain(m *testing.M) {
@@ -34,23 +35,11 @@ func inGuest(ctx context.Context, t testing.TB, guestview, image string, stdin i
 	if err != nil {
 		t.Fatal(err)
 	}
-	machine, err := driver.Boot(ctx, vmm.Config{
+	_, client, end := vmmtest.Boot(ctx, t, driver, vmm.Config{
 		ID: "guestview", Dir: testkit.ShortTempDir(t), Boot: testkit.BootBundle(t), Size: kiln.Sizes()[0],
 		Rootfs: image, Scratch: testkit.ScratchDisk(t, 64),
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	client := guest.New(machine.Dial)
-	defer func() {
-		client.Close()
-		if err := machine.Kill(); err != nil {
-			t.Error(err)
-		}
-	}()
-	if err := client.WaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
+	defer end()
 	bin, err := os.Open(guestview)
 	if err != nil {
 		t.Fatal(err)
