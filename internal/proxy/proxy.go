@@ -21,8 +21,11 @@ import (
 	"path"
 	"strings"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/guest"
+	"github.com/kilnvm/kiln/internal/span"
 )
 
 // Headers that name a sandbox, and the one that carries a Kiln token beside an
@@ -55,6 +58,8 @@ type Options struct {
 	Domain    string       // parent of sandbox host names; "" means that only headers count
 	Next      http.Handler // answers requests that name no sandbox
 	Log       *slog.Logger // nil discards
+	// Traces takes the traces of requests for sandboxes; nil records none.
+	Traces trace.TracerProvider
 }
 
 // Handler returns the proxy.
@@ -90,6 +95,12 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	who, known := h.caller(r)
+	h.traced(w, r, to, known, func(w http.ResponseWriter, r *http.Request) { h.pass(w, r, to, who, known) })
+}
+
+// pass passes a request of somebody, who is known or not, on to the sandbox that it names.
+func (h *handler) pass(w http.ResponseWriter, r *http.Request, to target, who kiln.Principal, known bool) {
+	id := to.id
 	if to.prefix != "" && !known { // before anything is said about the sandbox
 		w.Header().Set("WWW-Authenticate", "Bearer")
 		refuse(w, http.StatusUnauthorized, id, "services are reached by path with a token: send 'Authorization: Bearer TOKEN', or use the host name")
@@ -181,6 +192,9 @@ func (h *handler) forwardPort(w http.ResponseWriter, r *http.Request, to target,
 		p.Out.Host = p.In.Host
 		p.Out.Header.Del(HeaderSandboxID)
 		p.Out.Header.Set(HeaderSandboxPort, to.port)
+		if parent := span.Parent(r.Context()); parent != "" {
+			p.Out.Header.Set(headerTraceparent, parent)
+		}
 		to.forwarded(p)
 		if tokenIsOurs {
 			p.Out.Header.Del(HeaderToken)

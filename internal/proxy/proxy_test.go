@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/guest"
 	"github.com/kilnvm/kiln/internal/proxy"
@@ -40,7 +42,9 @@ func (world) Authenticate(_ context.Context, token string) (kiln.Principal, erro
 	return kiln.Principal{}, kiln.Errorf(kiln.CodeUnauthorized, "wrong token")
 }
 
-func start(t *testing.T) *httptest.Server {
+func start(t *testing.T) *httptest.Server { return startTraced(t, nil) }
+
+func startTraced(t *testing.T, traces trace.TracerProvider) *httptest.Server {
 	t.Helper()
 	daemon := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		for name, values := range r.URL.Query() { // what the service is to answer
@@ -48,6 +52,12 @@ func start(t *testing.T) *httptest.Server {
 		}
 		w.Header().Set("Seen-Prefix", r.Header.Get("X-Forwarded-Prefix"))
 		w.Header().Set("Seen-For", r.Header.Get("X-Forwarded-For"))
+		w.Header().Set("Seen-Trace", r.Header.Get("Traceparent"))
+		if r.URL.Path == "/cut" {
+			fmt.Fprint(w, "half")
+			_ = http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		}
 		if r.URL.Path == "/echo" {
 			if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
 				t.Error(err)
@@ -78,7 +88,7 @@ func start(t *testing.T) *httptest.Server {
 	client.UseToken("secret")
 	w := world{client}
 	next := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "api") })
-	s := httptest.NewServer(proxy.Handler(proxy.Options{Sandboxes: w, Auth: w, Domain: "box.test", Next: next}))
+	s := httptest.NewServer(proxy.Handler(proxy.Options{Sandboxes: w, Auth: w, Domain: "box.test", Next: next, Traces: traces}))
 	t.Cleanup(s.Close)
 	return s
 }

@@ -5,11 +5,14 @@ import (
 	"errors"
 	"iter"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/api"
 	"github.com/kilnvm/kiln/internal/guest"
 	"github.com/kilnvm/kiln/internal/pipeline"
 	"github.com/kilnvm/kiln/internal/sandbox"
+	"github.com/kilnvm/kiln/internal/span"
 	"github.com/kilnvm/kiln/internal/store"
 )
 
@@ -175,12 +178,14 @@ func notRunning(err error) error {
 // daemons finds the daemons of running sandboxes for the proxy.
 type daemons struct{ *sandbox.Manager }
 
-// Lookup implements proxy.Sandboxes.
+// Lookup implements proxy.Sandboxes. The span of the request learns what the sandbox is made
+// from.
 func (d daemons) Lookup(ctx context.Context, id string) (string, *guest.Client, error) {
 	sb, err := d.Get(ctx, id)
 	if err != nil {
 		return "", nil, err
 	}
+	span.Note(ctx, attribute.String("kiln.template", sb.TemplateID), attribute.Int("kiln.version", sb.Version), attribute.String("kiln.size", sb.Size))
 	g, err := d.Guest(ctx, id)
 	return sb.OrgID, g, notRunning(err)
 }

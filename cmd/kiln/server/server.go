@@ -160,7 +160,8 @@ func (s *serving) handler(n *node, spool string) http.Handler {
 		Sizes: c.SizeTable(), Metrics: s.metrics.Handler(s.log), Traces: s.traces.Provider(), Log: s.log,
 	})
 	return proxy.Handler(proxy.Options{
-		Sandboxes: daemons{n.sandboxes}, Auth: n.store, Domain: or(c.Domain, api.LocalDomain), Next: rest.Handler(), Log: s.log,
+		Sandboxes: daemons{n.sandboxes}, Auth: n.store, Domain: or(c.Domain, api.LocalDomain), Next: rest.Handler(),
+		Traces: s.traces.Provider(), Log: s.log,
 	})
 }
 

@@ -9,10 +9,12 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	common "go.opentelemetry.io/proto/otlp/common/v1"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -108,12 +110,31 @@ func (c *Collector) add(resources []*otlp.ResourceSpans) {
 func spanOf(s *otlp.Span) Span {
 	attributes := map[string]string{}
 	for _, a := range s.GetAttributes() {
-		attributes[a.GetKey()] = a.GetValue().GetStringValue()
+		attributes[a.GetKey()] = valueOf(a.GetValue())
 	}
 	return Span{
 		Trace: hex.EncodeToString(s.GetTraceId()), ID: hex.EncodeToString(s.GetSpanId()), Parent: hex.EncodeToString(s.GetParentSpanId()),
 		Name: s.GetName(), Attributes: attributes, Failed: s.GetStatus().GetCode() == otlp.Status_STATUS_CODE_ERROR,
 	}
+}
+
+func valueOf(v *common.AnyValue) string {
+	switch v := v.GetValue().(type) {
+	case *common.AnyValue_StringValue:
+		return v.StringValue
+	case *common.AnyValue_IntValue:
+		return strconv.FormatInt(v.IntValue, 10)
+	case *common.AnyValue_BoolValue:
+		return strconv.FormatBool(v.BoolValue)
+	}
+	return v.String()
+}
+
+// Spans returns all spans that have come.
+func (c *Collector) Spans() []Span {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.spans)
 }
 
 // Await returns all spans of a trace as soon as there is one of that name among them, which
