@@ -123,9 +123,7 @@ func (l *Listener) answer(n nonce, request []byte, f func([]byte) []byte) error 
 		return nil
 	}
 	if n != l.lastCall || l.lastReply == nil {
-		reply := f(request)
-		payload := append(append(make([]byte, 0, nonceSize+len(reply)), n[:]...), reply...)
-		l.lastCall, l.lastReply = n, appendFrame(nil, kindReply, n.epoch(), payload)
+		l.lastCall, l.lastReply = n, appendFrame(l.lastReply[:0], kindReply, n.epoch(), n[:], f(request))
 	}
 	l.writing.Lock()
 	defer l.writing.Unlock()

@@ -69,6 +69,7 @@ var (
 type frameReader struct {
 	r       *bufio.Reader
 	limit   int // of the payload
+	header  [headerSize - 1]byte
 	payload []byte
 	lost    bool
 }
@@ -89,8 +90,8 @@ func (fr *frameReader) next() (frame, error) {
 	if err != nil {
 		return frame{}, err
 	}
-	var h [headerSize - 1]byte
-	if err := fr.full(h[:]); err != nil {
+	h := fr.header[:]
+	if err := fr.full(h); err != nil {
 		return frame{}, err
 	}
 	length := int(binary.BigEndian.Uint16(h[:2]))

@@ -72,7 +72,7 @@ func TestHostKeyIsReadable(t *testing.T) {
 }
 
 func TestEntropyRequest(t *testing.T) {
-	got := randPoolInfo([]byte{1, 2, 3})
+	got := appendRandPoolInfo(nil, []byte{1, 2, 3})
 	if want := "\x18\x00\x00\x00\x03\x00\x00\x00\x01\x02\x03"; string(got) != want {
 		t.Errorf("%q, want %q", got, want)
 	}

@@ -19,8 +19,10 @@ import (
 
 // Linux is the [System] of a real guest. It needs root, /proc, /dev and a writable /run.
 type Linux struct {
-	random *os.File // once [Linux.Prepare] has opened it
-	bootID *imagefile.Mapping
+	// Once [Linux.Prepare] has made them ready, which a clone then need not do.
+	random  *os.File
+	request []byte // room for one to the random device
+	bootID  *imagefile.Mapping
 }
 
 // The kernel's requests on its random device (linux/random.h), which package unix lacks in
@@ -31,6 +33,9 @@ const (
 	rndReseedCRNG  = 0x5207
 	bootIDFile     = "/proc/sys/kernel/random/boot_id"
 	bootIDOverride = "/run/kiln/boot_id"
+
+	// roomForEntropy is for as much as the host sends, in bytes; more is copied once more.
+	roomForEntropy = 128
 )
 
 // AddEntropy implements [System].
@@ -43,7 +48,8 @@ func (l *Linux) AddEntropy(b []byte) error {
 		}
 		defer device.Close()
 	}
-	request := randPoolInfo(b)
+	request := appendRandPoolInfo(l.request[:0], b)
+	defer clear(request)
 	if err := ioctl(device, rndAddEntropy, unsafe.Pointer(&request[0])); err != nil {
 		return fmt.Errorf("RNDADDENTROPY: %w", err)
 	}
@@ -53,9 +59,10 @@ func (l *Linux) AddEntropy(b []byte) error {
 	return nil
 }
 
-// randPoolInfo is struct rand_pool_info: how many bits to credit, how many bytes follow.
-func randPoolInfo(b []byte) []byte {
-	request := binary.NativeEndian.AppendUint32(nil, uint32(len(b)*8))
+// appendRandPoolInfo appends struct rand_pool_info: how many bits to credit, how many bytes
+// follow.
+func appendRandPoolInfo(request, b []byte) []byte {
+	request = binary.NativeEndian.AppendUint32(request, uint32(len(b)*8))
 	request = binary.NativeEndian.AppendUint32(request, uint32(len(b)))
 	return append(request, b...)
 }
@@ -75,6 +82,7 @@ func (l *Linux) Prepare() (err error) {
 			return err
 		}
 	}
+	l.request = make([]byte, 0, roomForEntropy)
 	if err := l.SetBootID(formatUUID([16]byte{})); err != nil {
 		return err
 	}

@@ -102,8 +102,11 @@ func Unmarshal(b []byte) (Request, error) {
 	return r, nil
 }
 
-// Pairs returns the environment of a request.
+// Pairs returns the environment of a request, nil if it is empty.
 func (r *Request) Pairs() (map[string]string, error) {
+	if len(r.Env) == 0 {
+		return nil, nil
+	}
 	env := map[string]string{}
 	for rest := r.Env; len(rest) > 0; {
 		var name, value []byte

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/vmm"
@@ -58,8 +59,41 @@ func (m *machine) calm(ctx context.Context) error {
 	if err := idle.Await(ctx, m.PID()); err != nil {
 		return err
 	}
-	m.channel.attend(ctx)
+	for range calmStops {
+		m.channel.attend(ctx)
+		if err := m.qmp.run(ctx, "stop", nil); err != nil {
+			return err
+		}
+		if m.driver.accel != TCG || !m.interrupted(ctx) {
+			break
+		}
+		if err := m.qmp.run(ctx, "cont", nil); err != nil {
+			return err
+		}
+	}
 	return m.qmp.run(ctx, "stop", nil)
+}
+
+// calmStops bounds how often a machine is stopped until no interrupt waits for its CPUs.
+const calmStops = 10
+
+// interrupted reports whether a CPU of a stopped machine is at work on an interrupt, or has
+// yet to see one, which every clone would have to do first. In a QEMU that shows its interrupt
+// controllers in another form none is.
+func (m *machine) interrupted(ctx context.Context) bool {
+	for cpu := range m.cfg.Size.VCPUs {
+		text, err := m.qmp.ask(ctx, fmt.Sprintf("info lapic %d", cpu))
+		if err != nil {
+			return false
+		}
+		for line := range strings.Lines(text) {
+			name, vectors, _ := strings.Cut(line, "\t") // requested, and in service
+			if (name == "IRR" || name == "ISR") && strings.TrimSpace(vectors) != "(none)" {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // captureClone saves a restored machine as it is: somebody may be working in it, and goes

@@ -10,8 +10,9 @@ import (
 
 // cmdline is the guest's kernel command line on any accelerator. A panic ends the VM at
 // once: it resets, and QEMU is told not to start again. Pressure stall information is
-// accounted at every switch between tasks, in every clone.
-const cmdline = "console=ttyS0 quiet reboot=t panic=-1 psi=0"
+// accounted at every switch between tasks, in every clone. Of the security modules that
+// Debian enables, AppArmor and TOMOYO do nothing without profiles, at every system call.
+const cmdline = "console=ttyS0 quiet reboot=t panic=-1 psi=0 lsm=landlock,lockdown,yama,integrity,bpf"
 
 // emulated is the processor of guests on TCG. A guest that is told that string instructions
 // on bytes are fast (ERMS, FSRM) copies and clears with them, and they are emulated byte by
@@ -60,8 +61,9 @@ func (d *Driver) arguments(cfg vmm.Config, mem memory, ch channel, incoming bool
 		args = append(args, "-sandbox", sandbox)
 	}
 	if cfg.Network != nil {
+		// The guest is not asked to announce itself after a restore: its network is its own.
 		args = append(args, "-netdev", fmt.Sprintf("tap,id=net0,fd=%d,vhost=off", tapFD),
-			"-device", "virtio-net-device,netdev=net0,mac="+cfg.Network.MAC)
+			"-device", "virtio-net-device,netdev=net0,guest_announce=off,mac="+cfg.Network.MAC)
 	}
 	args = append(args,
 		"-object", throttle(cfg.Disk),

@@ -14,6 +14,7 @@ import (
 
 // machine implements [vmm.Machine].
 type machine struct {
+	driver  *Driver
 	cfg     vmm.Config
 	memory  memory
 	cmd     *exec.Cmd
@@ -36,8 +37,8 @@ type machine struct {
 	loaded []byte // the stream that a restored machine was loaded from
 }
 
-func newMachine(cfg vmm.Config, mem memory, console *console) *machine {
-	return &machine{cfg: cfg, memory: mem, console: console, done: make(chan struct{}), running: make(chan struct{}), starting: make(chan struct{}, 1)}
+func newMachine(d *Driver, cfg vmm.Config, mem memory, console *console) *machine {
+	return &machine{driver: d, cfg: cfg, memory: mem, console: console, done: make(chan struct{}), running: make(chan struct{}), starting: make(chan struct{}, 1)}
 }
 
 // PID implements [vmm.Machine].

@@ -144,6 +144,19 @@ func (m *monitor) do(ctx context.Context, c command) error {
 	return reply.await(ctx)
 }
 
+// ask runs a command of the monitor for people and returns what it prints.
+func (m *monitor) ask(ctx context.Context, line string) (text string, err error) {
+	r, err := m.send(command{Execute: "human-monitor-command", Arguments: map[string]any{"command-line": line}})
+	if err != nil {
+		return "", err
+	}
+	value, err := r.value(ctx)
+	if err != nil {
+		return "", err
+	}
+	return text, json.Unmarshal(value, &text)
+}
+
 // reply is the answer to a command that was sent.
 type reply struct {
 	command string
@@ -152,17 +165,23 @@ type reply struct {
 
 // await waits for the answer.
 func (r reply) await(ctx context.Context) error {
+	_, err := r.value(ctx)
+	return err
+}
+
+// value waits for the answer and returns what it says.
+func (r reply) value(ctx context.Context) (json.RawMessage, error) {
 	select {
 	case a, ok := <-r.answer:
 		switch {
 		case !ok:
-			return fmt.Errorf("%s: %w", r.command, errMonitor)
+			return nil, fmt.Errorf("%s: %w", r.command, errMonitor)
 		case a.Error != nil:
-			return fmt.Errorf("QEMU refuses %s: %s", r.command, a.Error.Desc)
+			return nil, fmt.Errorf("QEMU refuses %s: %s", r.command, a.Error.Desc)
 		}
-		return nil
+		return a.Return, nil
 	case <-ctx.Done():
-		return fmt.Errorf("%s: %w", r.command, ctx.Err())
+		return nil, fmt.Errorf("%s: %w", r.command, ctx.Err())
 	}
 }
 

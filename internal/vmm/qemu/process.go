@@ -54,7 +54,7 @@ func (d *Driver) launch(ctx context.Context, cfg vmm.Config, mem memory, incomin
 	}
 	defer qmpEnd.Close()
 	opened = append(opened, qmp.Close)
-	m := newMachine(cfg, mem, console)
+	m := newMachine(d, cfg, mem, console)
 	if m.channel, err = d.openChannel(m.done, m.running, incoming); err != nil {
 		return nil, err
 	}

@@ -15,13 +15,13 @@ import (
 
 // A state file is QEMU's migration stream behind a header:
 //
-//	magic    8 bytes   "KILNQEM1"
+//	magic    8 bytes   "KILNQEM2"
 //	length   8 bytes   of the stream, big-endian
 //	digest  32 bytes   SHA-256 of the stream
 //
 // so that an empty, truncated or altered file is refused before QEMU sees any of it.
 const (
-	stateMagic  = "KILNQEM1"
+	stateMagic  = "KILNQEM2"
 	stateHeader = len(stateMagic) + 8 + sha256.Size
 	// maxState is far beyond what devices need; memory is not part of the stream.
 	maxState = 64 << 20
@@ -104,6 +104,11 @@ func (m *machine) save(ctx context.Context, path string) error {
 		}
 		if len(got.stream) > maxState {
 			return fmt.Errorf("state has more than %d bytes", maxState)
+		}
+		if m.driver.accel == TCG {
+			if err := putOffTick(got.stream); err != nil { // of a QEMU that nobody tried: a slower start, and no more
+				m.driver.log.Warn("clones begin with a timer interrupt", "err", err)
+			}
 		}
 		return writeFile(path, encodeState(got.stream))
 	case <-ctx.Done():
