@@ -105,6 +105,12 @@ func (d *Decider) allowsPort(p Packet) bool {
 	return p.Proto == ProtoTCP && found
 }
 
+// onlyGateway reports whether nothing is let out but what the gateway answers, which is
+// under every policy.
+func (d *Decider) onlyGateway() bool {
+	return !d.allowAll && len(d.allowed) == 0 && len(d.policy.AllowDomains) == 0
+}
+
 // resolvesAnything reports whether every name may be looked up: where nearly everything
 // can be reached anyway, names are no tunnel. Under any other policy the names of allowed
 // domains are the only ones.

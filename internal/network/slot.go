@@ -30,6 +30,7 @@ type Slot struct {
 	rules   *nftables.Conn
 	flows   *vnetlink.Handle // of connections
 	decider *Decider
+	quiet   bool // nothing has ever been let out, but to the gateway, since the connections were cut
 	owner   string
 	lent    bool
 	removed bool
@@ -71,6 +72,7 @@ func (s *Slot) make(ctx context.Context) error {
 	if s.flows, err = vnetlink.NewHandleAt(s.ns, unix.NETLINK_NETFILTER); err != nil {
 		return fmt.Errorf("connections: %w", err)
 	}
+	s.quiet = true
 	if err := s.apply(nothing(), true); err != nil {
 		return err
 	}
@@ -87,6 +89,7 @@ func (s *Slot) apply(d *Decider, fresh bool) error {
 		return fmt.Errorf("network rules: %w", err)
 	}
 	s.decider = d
+	s.quiet = s.quiet && d.onlyGateway()
 	return nil
 }
 
@@ -167,12 +170,16 @@ func (s *Slot) SetPolicy(policy kiln.EgressPolicy) error {
 	if s.removed || !s.lent {
 		return kiln.Errorf(kiln.CodeConflict, "the network slot was given back")
 	}
+	quiet := s.quiet
 	if err := s.apply(d, false); err != nil {
 		return err
 	}
 	forgotten := s.names.keepOnly(d)
 	if err := s.forgetResolved(forgotten); err != nil {
 		return err
+	}
+	if quiet { // to look for connections takes the kernel longer than a restore takes
+		return nil
 	}
 	return s.cut(func(p Packet) bool {
 		p.Resolved = s.names.everResolved(p.Dst)
@@ -193,6 +200,7 @@ func (s *Slot) Release() error {
 	err := s.apply(nothing(), true)
 	s.names.forget()
 	err = errors.Join(err, s.cut(func(Packet) bool { return true }))
+	s.quiet = err == nil
 	s.mu.Unlock()
 	if err == nil {
 		err = s.pool.opts.Store.FreeNetworkSlot(context.Background(), s.pool.opts.Node, s.number)
