@@ -129,17 +129,37 @@ cat /etc/ssh/ssh_host_ed25519_key.pub; md5sum </etc/ssh/ssh_host_ed25519_key`)
 }
 
 // The clock of a clone is right at hand-out, whenever its snapshot was made: the guest's
-// clock is ten years off at capture, in both directions.
+// clock is ten years off at capture, in both directions. So it is after a pause, however long
+// that was, and in a warm slot, however long it waited.
 func TestHazard03ClockOfClones(t *testing.T) {
 	for name, when := range map[string]string{"old": "2016-11-24 00:00", "young": "2036-11-24 00:00"} {
 		t.Run(name, func(t *testing.T) {
 			h := newVMHost(t, func(v *kiln.Version) { v.Metadata.ReadyCmd = "date -s '" + when + "'" })
-			s := h.create(t, hello())
-			if skew := h.skew(t, s.ID); skew.Abs() > 100*time.Millisecond {
-				t.Errorf("the clock is %s off", skew)
-			} else {
-				t.Logf("skew at most %s", skew)
+			check := func(what, id string) {
+				t.Helper()
+				if skew := h.skew(t, id); skew.Abs() > 100*time.Millisecond {
+					t.Errorf("%s: the clock is %s off", what, skew)
+				} else {
+					t.Logf("%s: skew at most %s", what, skew)
+				}
 			}
+			s := h.create(t, hello())
+			check("restored", s.ID)
+			h.run(t, s.ID, "date -s '"+when+"'") // as if it had been paused then
+			if _, err := h.Pause(t.Context(), s.ID); err != nil {
+				t.Fatal(err)
+			}
+			check("woken", s.ID)
+			h.run(t, s.ID, "date -s '"+when+"'")
+			forked, err := h.Fork(t.Context(), s.ID, ForkRequest{Count: 1})
+			if err != nil || forked[0].Err != nil {
+				t.Fatal(err, forked)
+			}
+			check("forked", forked[0].Sandbox.ID)
+			h.warm.limits.Targets = map[string]int{"hello": 1}
+			keepWarm(t, h.Manager)
+			awaitWarm(t, h.Manager, "a slot", withReady(1)) // whose clock is the snapshot's
+			check("claimed", h.create(t, CreateRequest{OrgID: kiln.LocalOrgID, Template: "hello", BootMode: kiln.BootWarm}).ID)
 		})
 	}
 }
