@@ -4,6 +4,8 @@ CACHE := $(CURDIR)/.cache
 export PATH := $(CACHE)/go/bin:$(CACHE)/tools:/usr/local/go/bin:$(PATH)
 export GOTOOLCHAIN := local
 export CGO_ENABLED := 0
+# One flag for all, so that programs, tests and linters share what is compiled: a thousand packages.
+export GOFLAGS += -trimpath
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
