@@ -15,6 +15,7 @@ import (
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/guest"
 	"github.com/kilnvm/kiln/internal/orphan"
+	"github.com/kilnvm/kiln/internal/ready"
 	"github.com/kilnvm/kiln/internal/span"
 	"github.com/kilnvm/kiln/internal/vmm/idle"
 )
@@ -347,22 +348,13 @@ func (m *Manager) warmUp(ctx context.Context, b *box) error {
 	return b.waits()
 }
 
-// rehearse has the clone do what its user will want first: answer and start a command. An
-// emulator then has that code translated, and no page of it is missing. What it runs sees
-// the random state of the snapshot and leaves nothing behind.
+// rehearse has the clone do what its user will want first. What it runs sees the random state
+// of the snapshot and leaves nothing behind.
 func rehearse(ctx context.Context, client *guest.Client) error {
 	if err := client.WaitReady(ctx); err != nil {
 		return err
 	}
-	const shell = "/bin/sh"
-	if _, err := client.Stat(ctx, shell); err != nil {
-		if kiln.CodeOf(err) == kiln.CodeNotFound {
-			return nil // an image need not have one
-		}
-		return err
-	}
-	_, err := client.Run(ctx, guest.Command{Args: []string{shell, "-c", ":"}})
-	return err
+	return ready.Use(ctx, client)
 }
 
 // watchSlot drops a slot whose VM ends while it waits.

@@ -3,12 +3,10 @@ package snapshot
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/kilnvm/kiln"
-	"github.com/kilnvm/kiln/internal/guest"
+	"github.com/kilnvm/kiln/internal/ready"
 )
 
 // quiesce makes the VM fit for its capture. A connection to the outside that the
@@ -30,7 +28,7 @@ func (k *bake) quiesce(ctx context.Context) error {
 // their first use.
 func (k *bake) rehearse(ctx context.Context) error {
 	for range rehearsals {
-		if err := k.use(ctx); err != nil {
+		if err := ready.Use(ctx, k.client); err != nil {
 			return fmt.Errorf("rehearse: %w", err)
 		}
 	}
@@ -45,31 +43,7 @@ func (k *bake) probe(ctx context.Context) error {
 	if err := k.client.SetIdentity(ctx, throwaway()); err != nil {
 		return fmt.Errorf("identity: %w", err)
 	}
-	return k.use(ctx)
-}
-
-// use asks the daemon for a file and has it run a command. An image need not have a shell;
-// where there is one it must run.
-func (k *bake) use(ctx context.Context) error {
-	if _, err := k.client.Stat(ctx, "/"); err != nil {
-		return fmt.Errorf("stat /: %w", err)
-	}
-	const shell = "/bin/sh"
-	if _, err := k.client.Stat(ctx, shell); err != nil {
-		if kiln.CodeOf(err) == kiln.CodeNotFound {
-			return nil
-		}
-		return fmt.Errorf("stat %s: %w", shell, err)
-	}
-	var stderr strings.Builder
-	exit, err := k.client.Run(ctx, guest.Command{Args: []string{shell, "-c", "exit 0"}, Stderr: &stderr})
-	if err != nil {
-		return fmt.Errorf("run a command: %w", err)
-	}
-	if exit.Code != 0 {
-		return errors.New("a trivial command failed in the VM: " + strings.TrimSpace(stderr.String()))
-	}
-	return nil
+	return ready.Use(ctx, k.client)
 }
 
 // throwaway is the identity of the clone that tries a snapshot out. It reaches the
