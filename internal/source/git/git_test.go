@@ -245,8 +245,13 @@ func TestCheckRefuses(t *testing.T) {
 		"scp host is an option": {URL: "git@-oProxyCommand=x:y"},
 		"path is an option":     {URL: "ssh://example.org/-x"},
 		"password":              {URL: "https://u:s3cret@example.org/x"},
-		"query":                 {URL: url + "?x=1"},
-		"fragment":              {URL: url + "#main"},
+		"odd password":          {URL: "https://u:a?s3cret@example.org/x"},
+		"broken password":       {URL: "https://u:s3cret%zz@example.org/x"},
+		"password of nobody":    {URL: "u:s3cret@example.org/x"},
+		"password and blank":    {URL: "https://u:s3cret@example .org/x"},
+		"query":                 {URL: url + "?token=s3cret"},
+		"query and blank":       {URL: url + "?token=s3cret x"},
+		"fragment":              {URL: url + "#s3cret"},
 		"line break":            {URL: url + "\n"},
 		"no host":               {URL: "https:///x"},
 		"no path":               {URL: "https://example.org/"},
@@ -273,6 +278,10 @@ func TestCheckRefuses(t *testing.T) {
 	_, err := git.Open(kiln.GitSource{URL: url}, kiln.GitCredentials{}, t.TempDir(), git.Options{Hosts: []string{"git.example.com"}})
 	if kiln.CodeOf(err) != kiln.CodeForbidden {
 		t.Errorf("host that is not allowed: %v", err)
+	}
+	_, err = git.Open(kiln.GitSource{URL: "https://s3cret@example.org/x"}, kiln.GitCredentials{}, t.TempDir(), git.Options{})
+	if kiln.CodeOf(err) != kiln.CodeInvalid || strings.Contains(err.Error(), "s3cret") {
+		t.Errorf("token in the place of the user name: %v", err)
 	}
 	got, err := git.Check(kiln.GitSource{URL: "git@Example.org:a/b.git", Ref: "v1", Dir: "./x/../y/"})
 	if want := (kiln.GitSource{URL: "ssh://git@example.org/a/b.git", Ref: "v1", Dir: "y"}); err != nil || got != want {

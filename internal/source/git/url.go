@@ -78,20 +78,33 @@ func checkURL(text string) (*url.URL, error) {
 	return u, nil
 }
 
-// shown is text without a password, for messages.
+// shown is a URL without what may be a secret, for messages: a user name may be one, except
+// that of ssh, and so may a query.
 func shown(text string) string {
-	if u, err := url.Parse(text); err == nil {
-		return u.Redacted()
-	}
 	if at := strings.LastIndex(text, "@"); at >= 0 {
-		return "…" + text[at:]
+		before, user, found := strings.Cut(text[:at], "://")
+		scheme := before + "://"
+		if !found {
+			scheme, user = "", before
+		}
+		if scheme != "" && scheme != "ssh://" || strings.Contains(user, ":") {
+			text = scheme + "…" + text[at:]
+		}
+	}
+	if i := strings.IndexAny(text, "?#"); i >= 0 {
+		text = text[:i+1] + "…"
 	}
 	return text
 }
 
-// checkCredentials refuses to send a secret where others can read it, and secrets that the
-// transport has no use for.
+// checkCredentials refuses to send a secret where others can read it, secrets that the
+// transport has no use for, and what is probably one in the wrong place.
 func checkCredentials(u *url.URL, cred kiln.GitCredentials) error {
+	if u.User != nil && u.Scheme != "ssh" && cred.Token == "" {
+		// Alone it opens nothing, unless it is a token itself.
+		return kiln.Errorf(kiln.CodeInvalid, "git URL %q contains a user name, and no token is given", shown(u.String())).
+			WithHint("give a token apart from the URL, so that it is kept out of logs and the database: --git-token-file FILE")
+	}
 	if cred.Token != "" {
 		if u.Scheme == "ssh" {
 			return kiln.Errorf(kiln.CodeInvalid, "a git token is of no use for %s", u).WithHint("ssh takes a key")
