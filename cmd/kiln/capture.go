@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -130,11 +132,23 @@ func policyRows(v *kiln.Version) [][]string {
 	case o.Capture != nil:
 		rows = append(rows, []string{"captured from", fmt.Sprintf("sandbox %s of %s@%d", o.Capture.Sandbox, o.Capture.Template, o.Capture.Version)})
 	}
-	if !v.Metadata.Egress.IsZero() {
-		rows = append(rows, []string{"egress", v.Metadata.Egress.String()})
+	m := v.Metadata
+	if !m.Egress.IsZero() {
+		rows = append(rows, []string{"egress", m.Egress.String()})
 	}
-	if v.Metadata.Limits.Limited() {
-		rows = append(rows, []string{"disk traffic", limitsText(v.Metadata.Limits)})
+	if m.DiskMB > 0 {
+		rows = append(rows, []string{"disk", strconv.Itoa(m.DiskMB) + " MiB"})
+	}
+	if m.Limits.Limited() {
+		rows = append(rows, []string{"disk traffic", limitsText(m.Limits)})
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.Env)) {
+		rows = append(rows, []string{"env", name + "=" + m.Env[name]})
+	}
+	for _, row := range [][]string{{"init", m.Init}, {"start command", m.StartCmd}, {"ready command", m.ReadyCmd}, {"smoke command", m.Smoke}} {
+		if row[1] != "" {
+			rows = append(rows, row)
+		}
 	}
 	return rows
 }

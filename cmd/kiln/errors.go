@@ -108,7 +108,7 @@ func flagError(err error) error {
 		return err
 	}
 	want := map[string]string{
-		"duration": "a duration such as 90s, 5m or 1h30m", "int": "a whole number", "int64": "a whole number", "float64": "a number", "bool": "true or false",
+		"duration": "a duration such as 90s, 5m or 1h30m", "int": "a whole number", "intSlice": "a whole number", "int64": "a whole number", "float64": "a number", "bool": "true or false",
 	}[bad.GetFlag().Value.Type()]
 	if want == "" {
 		return err

@@ -12,6 +12,7 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/cmd/kiln/server"
+	"github.com/kilnvm/kiln/internal/api"
 )
 
 // kilnResult is what a run of the program printed and returned.
@@ -49,6 +50,7 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"templates", "list", "--nonsense"}, 2, "unknown flag: --nonsense"},
 		{[]string{"templates", "list"}, 6, "no server is running"},
 		{[]string{"templates", "create", "x"}, 2, "no Dockerfile given"},
+		{[]string{"templates", "create", "x", "--egress-allow-port", "http"}, 2, `--egress-allow-port: "http" is not a whole number`},
 		{[]string{"sandbox", "run", "-t", "x", "--", "true"}, 125, "no server is running"},
 		{[]string{"sandbox", "run", "--", "true"}, 2, "no template given"},
 		{[]string{"sandbox", "create", "-t", "x", "--ttl", "soon"}, 2, "is not a duration"},
@@ -169,5 +171,39 @@ func TestChecksAsJSON(t *testing.T) {
 	}
 	if failed != (r.code == 1) {
 		t.Errorf("exit code %d, failed %v", r.code, failed)
+	}
+}
+
+// What templates say of themselves must not command a terminal, or tear a table.
+func TestTableIsOneLineARow(t *testing.T) {
+	var out bytes.Buffer
+	if err := table(&out, [][]string{{"A", "B"}, {"x\ty\x1b[31m", "line\nline\u202e\u2028é 火"}}); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := out.String(), "A         B\nx y\uFFFD[31m  line line\uFFFD é 火\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestTemplateIsShownWhole(t *testing.T) {
+	var out bytes.Buffer
+	a := &app{stdout: &out}
+	err := a.printTemplate(&api.TemplateDetail{
+		Template: api.Template{Name: "my-ml", Version: 1, Icon: "brain", Tags: []string{"python", "ml"}, DefaultSize: "performance-2x"},
+		Versions: []*kiln.Version{{Number: 2}, {Number: 1, Metadata: kiln.Metadata{
+			MinSize: "shared-cpu-4x", DiskMB: 4096, Env: map[string]string{"B": "2", "A": "1"}, ReadyCmd: "true", Init: "systemd",
+			Egress: kiln.EgressPolicy{Mode: kiln.EgressDenyAll, AllowCIDRs: []string{"0.0.0.0/0"}, DenyCIDRs: []string{"10.0.0.0/8"}},
+		}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"icon           brain\n", "tags           python, ml\n", "smallest size  shared-cpu-4x\n", "disk           4096 MiB\n",
+		"env            A=1\nenv            B=2\n", "ready command  true\n", "init           systemd\n", "egress         deny_all allow 0.0.0.0/0 deny 10.0.0.0/8\n",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("it does not say %q:\n%s", want, out.String())
+		}
 	}
 }

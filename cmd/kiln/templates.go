@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -52,7 +53,17 @@ func (a *app) printTemplate(t *api.TemplateDetail) error {
 	rows := [][]string{
 		{"name", t.Name}, {"id", t.ID}, {"status", string(t.Status)}, {"version", strconv.Itoa(t.Version)}, {"built-in", yesNo(t.BuiltIn)},
 	}
-	for _, row := range [][]string{{"description", t.Description}, {"author", t.Author}, {"base image", t.Base}, {"default size", t.DefaultSize}} {
+	var shown *kiln.Version
+	minSize := ""
+	for _, v := range t.Versions {
+		if v.Number == shownVersion(t.Template) {
+			shown, minSize = v, v.Metadata.MinSize
+		}
+	}
+	for _, row := range [][]string{
+		{"description", t.Description}, {"author", t.Author}, {"icon", t.Icon}, {"tags", strings.Join(t.Tags, ", ")},
+		{"base image", t.Base}, {"default size", t.DefaultSize}, {"smallest size", minSize},
+	} {
 		if row[1] != "" {
 			rows = append(rows, row)
 		}
@@ -60,10 +71,8 @@ func (a *app) printTemplate(t *api.TemplateDetail) error {
 	if t.Quota != nil {
 		rows = append(rows, []string{"quota", quotaText(*t.Quota)})
 	}
-	for _, v := range t.Versions {
-		if v.Number == shownVersion(t.Template) {
-			rows = append(rows, policyRows(v)...)
-		}
+	if shown != nil {
+		rows = append(rows, policyRows(shown)...)
 	}
 	if t.SizeBytes > 0 {
 		rows = append(rows, []string{"root filesystem", mib(t.SizeBytes) + "  " + t.RootfsPath})

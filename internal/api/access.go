@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -231,9 +230,6 @@ func (s *Server) listAudit(ctx context.Context, in *auditInput) (*auditOutput, e
 	}
 	if err != nil {
 		return nil, err
-	}
-	if in.Before != "" && !strings.HasPrefix(in.Before, kiln.AuditIDPrefix) {
-		return nil, kiln.Errorf(kiln.CodeInvalid, "before: %q is not the ID of an event", in.Before)
 	}
 	list, err := s.opts.Access.Audit(ctx, org, in.Before, in.Limit)
 	return &auditOutput{Body: append([]kiln.AuditEvent{}, list...)}, err

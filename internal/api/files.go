@@ -85,7 +85,7 @@ func (s *Server) registerFiles() {
 	}, unbounded: true, body: &huma.RequestBody{Required: true, Content: binaryContent("application/octet-stream")}}, s.writeFile)
 	register(s, route{Operation: huma.Operation{
 		OperationID: "deleteFile", Method: http.MethodDelete, Path: "/v1/sandboxes/{id}/fs", Tags: tags,
-		Summary: "Remove a file, or a folder with all that is in it", DefaultStatus: http.StatusNoContent,
+		Summary: "Remove a file, or a folder with all that is in it; not /, ~ and paths that end in . or ..", DefaultStatus: http.StatusNoContent,
 	}}, s.deleteFile)
 	register(s, route{Operation: huma.Operation{
 		OperationID: "listDir", Method: http.MethodGet, Path: "/v1/sandboxes/{id}/fs/dir", Tags: tags,

@@ -149,7 +149,12 @@ func TestFileErrors(t *testing.T) {
 		{"list missing", func() error { _, err := c.List(t.Context(), "/no/such"); return err }(), kiln.CodeNotFound, "/no/such"},
 		{"list file", func() error { _, err := c.List(t.Context(), file); return err }(), kiln.CodeInvalid, "not a directory"},
 		{"make a directory over a file", c.MkdirAll(t.Context(), file), kiln.CodeInvalid, "not a directory"},
-		{"remove the root", c.Remove(t.Context(), "/"), kiln.CodeInvalid, "root directory"},
+		{"remove the root", c.Remove(t.Context(), "//"), kiln.CodeInvalid, "can be removed"},
+		{"remove no path", c.Remove(t.Context(), ""), kiln.CodeInvalid, "can be removed"},
+		{"remove the home", c.Remove(t.Context(), "."), kiln.CodeInvalid, "can be removed"},
+		{"remove the home by its name", c.Remove(t.Context(), "~/"), kiln.CodeInvalid, "can be removed"},
+		{"remove what is above", c.Remove(t.Context(), "sub/../.."), kiln.CodeInvalid, "can be removed"},
+		{"remove the root from below", c.Remove(t.Context(), d.Root+"/../../../../../.."), kiln.CodeInvalid, "can be removed"},
 		{"move missing", c.Move(t.Context(), "/no/such", d.Root+"/x"), kiln.CodeNotFound, "/no/such"},
 		{"move into itself", c.Move(t.Context(), d.Root, d.Root+"/x"), kiln.CodeInvalid, "into itself"},
 	} {

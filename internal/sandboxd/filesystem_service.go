@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"connectrpc.com/connect"
 
@@ -99,19 +100,27 @@ func (f *filesystemService) Move(ctx context.Context, req *connect.Request[files
 	return connect.NewResponse(&filesystem.MoveResponse{Entry: entry}), nil
 }
 
-// Remove removes a file, or a directory with all it holds.
+// Remove removes a file, or a directory with all it holds. Like rm it refuses the root and
+// paths that end in "." or ".."; nor does it take "~", or no path at all, for one.
 func (f *filesystemService) Remove(_ context.Context, req *connect.Request[filesystem.RemoveRequest]) (*connect.Response[filesystem.RemoveResponse], error) {
+	switch given := req.Msg.GetPath(); lastElement(given) {
+	case "", ".", "..", "~":
+		return nil, errorf(connect.CodeInvalidArgument, "%q names no file or directory that can be removed", given)
+	}
 	path, _, err := f.locate(req.Header(), req.Msg.GetPath())
 	if err != nil {
 		return nil, err
-	}
-	if path == "/" {
-		return nil, errorf(connect.CodeInvalidArgument, "the root directory cannot be removed")
 	}
 	if err := os.RemoveAll(path); err != nil {
 		return nil, fileError(err)
 	}
 	return connect.NewResponse(&filesystem.RemoveResponse{}), nil
+}
+
+// lastElement returns what follows the last slash but those at the end of path.
+func lastElement(path string) string {
+	path = strings.TrimRight(path, "/")
+	return path[strings.LastIndexByte(path, '/')+1:]
 }
 
 // ListDir lists a directory to a depth.

@@ -75,10 +75,7 @@ type metadataParser struct {
 
 // table reads one table of template keys, in the order of the file.
 func (p *metadataParser) table(prefix toml.Key, table map[string]toml.Primitive) error {
-	for _, key := range p.md.Keys() {
-		if len(key) != len(prefix)+1 || !slices.Equal(key[:len(prefix)], prefix) {
-			continue
-		}
+	for _, key := range p.keys(prefix) {
 		name := key[len(key)-1]
 		v := value{p: p, key: key, prim: table[name], line: p.line(table[name])}
 		if name == "template" && len(prefix) == 0 {
@@ -100,6 +97,21 @@ func (p *metadataParser) table(prefix toml.Key, table map[string]toml.Primitive)
 		}
 	}
 	return nil
+}
+
+// keys returns the keys of the table at prefix in the order of the file. A table that only has
+// tables of its own may have no line in the file: [build.args] makes build, too.
+func (p *metadataParser) keys(prefix toml.Key) []toml.Key {
+	var list []toml.Key
+	seen := map[string]bool{}
+	for _, key := range p.md.Keys() {
+		if len(key) <= len(prefix) || !slices.Equal(key[:len(prefix)], prefix) || seen[key[len(prefix)]] {
+			continue
+		}
+		seen[key[len(prefix)]] = true
+		list = append(list, key[:len(prefix)+1])
+	}
+	return list
 }
 
 func (p *metadataParser) field(name string, v value) error {
@@ -150,29 +162,32 @@ func (p *metadataParser) field(name string, v value) error {
 func (p *metadataParser) buildTable(v value) error {
 	return p.members(v, map[string]func(value) error{
 		"base":   func(m value) error { return m.baseList(&p.out.Build.Base) },
-		"args":   func(m value) error { return m.decodeTable(&p.out.Build.Args, "a table of strings") },
+		"args":   func(m value) error { return m.strings(&p.out.Build.Args, func(map[string]string) error { return nil }) },
 		"target": func(m value) error { return m.text(&p.out.Build.Target) },
 	})
 }
 
 // members reads a table whose keys are known, in the order of the file.
 func (p *metadataParser) members(v value, known map[string]func(value) error) error {
+	return p.entries(v, func(name string, member value) error {
+		read, ok := known[name]
+		if !ok {
+			p.warnUnknown(member)
+			return nil
+		}
+		return read(member)
+	})
+}
+
+// entries visits the entries of a table in the order of the file.
+func (p *metadataParser) entries(v value, visit func(name string, entry value) error) error {
 	var inner map[string]toml.Primitive
 	if err := v.decodeTable(&inner, "a table"); err != nil {
 		return err
 	}
-	for _, key := range p.md.Keys() {
-		if len(key) != len(v.key)+1 || !slices.Equal(key[:len(v.key)], v.key) {
-			continue
-		}
+	for _, key := range p.keys(v.key) {
 		name := key[len(key)-1]
-		member := value{p: p, key: key, prim: inner[name], line: p.line(inner[name])}
-		read, ok := known[name]
-		if !ok {
-			p.warnUnknown(member)
-			continue
-		}
-		if err := read(member); err != nil {
+		if err := visit(name, value{p: p, key: key, prim: inner[name], line: p.line(inner[name])}); err != nil {
 			return err
 		}
 	}

@@ -75,6 +75,15 @@ args = { A = "1" }
 	}
 }
 
+// A table need not have a line of its own.
+func TestParseMetadataInnerTablesAlone(t *testing.T) {
+	got, warnings, err := parseMetadata("kiln-template.toml", "[template.env]\nA = \"1\"\n[template.build.args]\nB = \"2\"\n[other.x]\nc = 1\n")
+	want := kiln.Metadata{Env: map[string]string{"A": "1"}, Build: kiln.MetadataBuild{Args: map[string]string{"B": "2"}}}
+	if err != nil || !reflect.DeepEqual(got, want) || len(warnings) != 1 {
+		t.Errorf("got %+v, %q, %v, want %+v", got, warnings, err, want)
+	}
+}
+
 func TestParseMetadataWarnsOfUnknownKeys(t *testing.T) {
 	text := "name = \"x\"\ncolour = \"red\"\n[template]\nshape = 1\n[build]\ncache = true\n[other]\nx = 1\n"
 	_, warnings, err := parseMetadata("zwrm-template.toml", text)
@@ -110,11 +119,12 @@ func TestParseMetadataErrors(t *testing.T) {
 		{"disk_mb = 1.5", "disk_mb: want a whole number", 1},
 		{"disk_mb = 99999999", "disk_mb: 99999999 is not between", 1},
 		{"env = 1", "env: want a table of strings", 1},
-		{"[env]\nA = 1", "env: want a table of strings", 1},
-		{"x = 1\n[env]\n\"A B\" = \"1\"", `env: "A B" is no name`, 2},
+		{"[env]\nB = \"b\"\nA = 1", "env.A: want a string", 3},
+		{"x = 1\n[env]\n\"A B\" = \"1\"", `"A B" is no name`, 3},
 		{"name = \"a\"\n[template]\nname = \"b\"", "template.name: is given twice, also as name", 3},
 		{"[build]\ntarget = 1", "build.target: want a string", 2},
 		{"[build]\nargs = [1]", "build.args: want a table of strings", 2},
+		{"[build.args]\nA = \"1\"\nB = 1.5", "build.args.B: want a string", 3},
 		{"[build]\nbase = 1", "build.base: want a list of image names", 2},
 		{"[build]\nbase = [\"a b\"]", `build.base: "a b" is no name of an image`, 2},
 		{"init = \"runit\"", `init: "runit" is not "systemd"`, 1},

@@ -36,10 +36,17 @@ func (v value) decode(dst any, want string) error {
 // decodeTable is decode for maps, which the library leaves alone without an error when
 // the value is no table.
 func (v value) decodeTable(dst any, want string) error {
-	if v.p.md.Type(v.key...) != "Hash" {
+	if !v.isTable() {
 		return v.mismatch(want)
 	}
 	return v.decode(dst, want)
+}
+
+// isTable tells whether the value is a table, be it one that only its own tables imply: the
+// library knows no type of that.
+func (v value) isTable() bool {
+	kind := v.p.md.Type(v.key...)
+	return kind == "Hash" || kind == "" && len(v.p.keys(v.key)) > 0
 }
 
 func (v value) mismatch(want string) error {
@@ -145,13 +152,26 @@ func checkDisk(mb int) error {
 var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 func (v value) env(dst *map[string]string) error {
-	if err := v.decodeTable(dst, "a table of strings"); err != nil {
-		return err
+	return v.strings(dst, checkEnv)
+}
+
+// strings reads a table of strings and has each of its entries checked.
+func (v value) strings(dst *map[string]string, check func(map[string]string) error) error {
+	if !v.isTable() {
+		return v.mismatch("a table of strings")
 	}
-	if err := checkEnv(*dst); err != nil {
-		return v.errorf("%v", err)
-	}
-	return nil
+	*dst = map[string]string{}
+	return v.p.entries(v, func(name string, entry value) error {
+		var text string
+		if err := entry.text(&text); err != nil {
+			return err
+		}
+		(*dst)[name] = text
+		if err := check(map[string]string{name: text}); err != nil {
+			return entry.errorf("%v", err)
+		}
+		return nil
+	})
 }
 
 func checkEnv(env map[string]string) error {

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"regexp"
 
 	"github.com/kilnvm/kiln"
 )
@@ -21,7 +22,8 @@ func (s *Store) RecordAudit(ctx context.Context, e kiln.AuditEvent) error {
 }
 
 // Audit returns up to limit events of an organisation, or of all for orgID "", newest
-// first, that are older than the one with the ID before; "" means from the newest.
+// first, that are older than the one with the ID before, which must be one of them; "" means
+// from the newest.
 func (s *Store) Audit(ctx context.Context, orgID, before string, limit int) ([]kiln.AuditEvent, error) {
 	query, args := `SELECT id, org_id, at, token_id, token_name, address, action, target, detail_json FROM audit WHERE 1 = 1`, []any{}
 	if orgID != "" {
@@ -29,6 +31,9 @@ func (s *Store) Audit(ctx context.Context, orgID, before string, limit int) ([]k
 	}
 	if before != "" {
 		query, args = query+` AND (at, id) < (SELECT b.at, b.id FROM audit b WHERE b.id = ?)`, append(args, before)
+		if err := s.checkPlace(ctx, orgID, before); err != nil {
+			return nil, err
+		}
 	}
 	rows, err := s.readers.QueryContext(ctx, query+` ORDER BY at DESC, id DESC LIMIT ?`, append(args, limit)...)
 	if err != nil {
@@ -41,4 +46,23 @@ func (s *Store) Audit(ctx context.Context, orgID, before string, limit int) ([]k
 		return nil, fmt.Errorf("audit log: %w", err)
 	}
 	return list, nil
+}
+
+// auditID is what IDs of events look like. PostgreSQL does not take every text.
+var auditID = regexp.MustCompile(`^` + kiln.AuditIDPrefix + `[a-z0-9]+$`)
+
+// checkPlace says so if an event is not one that the organisation sees: older than it would
+// be none, which would look like the end of the log.
+func (s *Store) checkPlace(ctx context.Context, orgID, id string) error {
+	known := auditID.MatchString(id)
+	if known {
+		err := s.readers.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM audit WHERE id = ? AND (org_id = ? OR ? = ''))`, id, orgID, orgID).Scan(&known)
+		if err != nil {
+			return fmt.Errorf("audit log: %w", err)
+		}
+	}
+	if !known {
+		return kiln.Errorf(kiln.CodeInvalid, "before: %q is not the ID of an event", id)
+	}
+	return nil
 }

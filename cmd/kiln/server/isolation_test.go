@@ -371,6 +371,11 @@ func TestOperatorManagesTokensOfOthers(t *testing.T) {
 	if status, body := w.do(t, kiln.LocalOrgID, "GET", "/v1/audit?all=true&limit=1", "", nil); status != 200 || !strings.Contains(body, "revokeToken") {
 		t.Errorf("audit of all: %d %s", status, body)
 	}
+	for _, query := range []string{"before=-3", "before=aud_nope", "before=%00", "limit=0", "limit=-3", "limit=501", "limit=x"} {
+		if status, body := w.do(t, "org_ours", "GET", "/v1/audit?"+query, "", nil); status != 400 || !strings.Contains(body, `"invalid"`) {
+			t.Errorf("audit with %s: %d %s", query, status, body)
+		}
+	}
 	if status, body := w.do(t, kiln.LocalOrgID, "POST", "/v1/gc?dry_run=true", "", nil); status != 200 || !strings.Contains(body, `"dry_run":true`) {
 		t.Errorf("gc: %d %s", status, body)
 	}

@@ -137,4 +137,11 @@ func testAudit(t *testing.T, f fixture) {
 	if all, err := f.Audit(f.ctx, "", "", 100); err != nil || len(all) != 7 {
 		t.Errorf("all: %d, %v", len(all), err)
 	}
+	if all, err := f.Audit(f.ctx, "", "aud_1", 100); err != nil || len(all) != 1 {
+		t.Errorf("all before the second: %d, %v", len(all), err)
+	}
+	for _, before := range []string{"aud_9", "aud_1", "-3", "'", "aud_0\x00", "aud_\xff"} { // the second is another's
+		_, err := f.Audit(f.ctx, "a", before, 100)
+		wantCode(t, "before "+before, err, kiln.CodeInvalid)
+	}
 }
