@@ -3,10 +3,12 @@ package nestedhost
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"maps"
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,8 +26,8 @@ const module = "github.com/kilnvm/kiln/"
 
 // Test runs the tests of a package, named by its path in the module, on the nested host,
 // with more in their environment and flags of a test program ("-test.run=…"). It passes
-// their output on and fails when one of them fails or is skipped, or when there is none.
-// It returns the names of those that passed.
+// their output on and fails when one of them fails twice or is skipped, or when there is
+// none. It returns the names of those that passed.
 func (h *Host) Test(t *testing.T, pkg string, env map[string]string, flags ...string) map[string]bool {
 	t.Helper()
 	program := filepath.Join(testkit.ShortTempDir(t), strings.ReplaceAll(pkg, "/", "-")+".test")
@@ -33,28 +35,27 @@ func (h *Host) Test(t *testing.T, pkg string, env map[string]string, flags ...st
 	h.Put(t, program)
 	all := environment()
 	maps.Copy(all, env)
-	out := &lines{to: func(line string) { t.Log(line) }}
-	exit, err := h.client.Run(context.WithoutCancel(t.Context()), guest.Command{
-		Args: append([]string{path.Join(programs, filepath.Base(program)), "-test.v", "-test.timeout=" + testTime.String()}, flags...),
-		Env:  all, Stdout: out, Stderr: out,
+	r, err := twice(t.Logf, func(more ...string) (report, error) {
+		out := &lines{to: func(line string) { t.Log(line) }}
+		args := []string{path.Join(programs, filepath.Base(program)), "-test.v", "-test.timeout=" + testTime.String()}
+		exit, err := h.client.Run(context.WithoutCancel(t.Context()), guest.Command{
+			Args: slices.Concat(args, flags, more), Env: all, Stdout: out, Stderr: out,
+		})
+		if err == nil && exit.Code != 0 {
+			err = fmt.Errorf("exit code %d", exit.Code)
+		}
+		return read(out.seen), err
 	})
-	if err != nil || exit.Code != 0 {
-		t.Fatalf("the tests of %s on the nested host: exit code %d, %v", pkg, exit.Code, err)
+	if err != nil {
+		t.Fatalf("the tests of %s on the nested host: %v", pkg, err)
 	}
-	passed := map[string]bool{}
-	for _, line := range out.seen {
-		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "--- PASS: "); ok {
-			name, _, _ = strings.Cut(name, " ")
-			passed[name] = true
-		}
-		if strings.Contains(line, "--- SKIP: ") {
-			t.Errorf("a test was skipped: %s", strings.TrimSpace(line))
-		}
+	for _, name := range r.skipped {
+		t.Errorf("a test was skipped: %s", name)
 	}
-	if len(passed) == 0 {
+	if len(r.passed) == 0 {
 		t.Errorf("%s has no such tests", pkg)
 	}
-	return passed
+	return r.passed
 }
 
 // build runs the Go command for programs that run anywhere.
