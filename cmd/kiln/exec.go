@@ -40,7 +40,8 @@ func (a *app) sandboxRun() *cobra.Command {
 		Short: "Run one command in a sandbox of its own",
 		Long: `Run one command in a sandbox of its own, which ends with the command. Input and
 output are passed through, and kiln exits with the command's code: 127 if the command does
-not exist, 128+n if signal n ended it, 125 if Kiln itself failed.`,
+not exist, 128+n if signal n ended it, 125 if Kiln itself failed. -o json prints output and
+code as one object when the command has ended.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req, err := f.request()
@@ -82,6 +83,8 @@ func (a *app) sandboxExec() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "exec ID -- COMMAND [ARG...]",
 		Short: "Run a command in a running sandbox and exit with its code",
+		Long: `Run a command in a running sandbox and exit with its code. Input and output are passed
+through; -o json prints output and code as one object when the command has ended.`,
 		Args:  cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			vars, err := pairs("--env", env, nil)
@@ -144,6 +147,11 @@ func ownFailure(err error) error {
 // the command to end, as a shell would, and kills it if it does not.
 func (a *app) exec(ctx context.Context, c *client.Client, id string, e execFlags, env map[string]string, args []string) error {
 	cmd := guest.Command{Args: args, Env: env, Dir: e.dir, User: e.user, Stdin: forwarded(a.stdin), Stdout: a.stdout, Stderr: a.stderr}
+	g := c.Guest(id)
+	defer g.Close()
+	if a.json() {
+		return a.execJSON(ctx, g, cmd, e)
+	}
 	if e.tty {
 		restore, err := a.terminal(&cmd)
 		if err != nil {
@@ -151,25 +159,48 @@ func (a *app) exec(ctx context.Context, c *client.Client, id string, e execFlags
 		}
 		defer restore()
 	}
-	g := c.Guest(id)
-	defer g.Close()
+	exit, err := a.toEnd(ctx, g, cmd, a.stderr, e.timeout)
+	if err != nil || exit.Code == 0 {
+		return err
+	}
+	return commandExit{exit.Code}
+}
+
+// execJSON prints what became of a command when it has ended.
+func (a *app) execJSON(ctx context.Context, g *guest.Client, cmd guest.Command, e execFlags) error {
+	if e.tty {
+		return usageError{kiln.Errorf(kiln.CodeInvalid, "--tty and -o json exclude each other")}
+	}
+	var stdout, stderr api.ExecOutput
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	begun := time.Now()
+	exit, err := a.toEnd(ctx, g, cmd, &stderr, e.timeout)
+	if err != nil {
+		return err
+	}
+	err = a.printJSON(api.ExecResult{
+		Stdout: stdout.String(), Stderr: stderr.String(), ExitCode: exit.Code, Signal: exit.Signal,
+		DurationMS: time.Since(begun).Milliseconds(), Truncated: stdout.Truncated || stderr.Truncated,
+	})
+	if err != nil || exit.Code == 0 {
+		return err
+	}
+	return commandExit{exit.Code}
+}
+
+// toEnd runs a command to its end. Why it cannot be started goes to report; as with a shell,
+// that is an exit code.
+func (a *app) toEnd(ctx context.Context, g *guest.Client, cmd guest.Command, report io.Writer, timeout time.Duration) (guest.Exit, error) {
 	p, err := g.Start(ctx, cmd)
 	var start *guest.StartError
 	if errors.As(err, &start) {
-		printError(a.stderr, err)
-		return commandExit{start.Code}
+		printError(report, err)
+		return guest.Exit{Code: start.Code}, nil
 	}
 	if err != nil {
-		return err
+		return guest.Exit{}, err
 	}
-	exit, err := a.await(ctx, p, e.timeout)
-	if err != nil {
-		return err
-	}
-	if exit.Code != 0 {
-		return commandExit{exit.Code}
-	}
-	return nil
+	return a.await(ctx, p, timeout)
 }
 
 // endGrace is how long a command that was asked to end may take.

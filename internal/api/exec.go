@@ -140,7 +140,7 @@ func (s *Server) exec(ctx context.Context, in *execInput) (*execOutput, error) {
 	if err != nil {
 		return nil, err
 	}
-	var stdout, stderr limitedBuffer
+	var stdout, stderr ExecOutput
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	exit, err := s.runCommand(ctx, g, cmd, in.Body.timeout())
 	if err != nil {
@@ -148,7 +148,7 @@ func (s *Server) exec(ctx context.Context, in *execInput) (*execOutput, error) {
 	}
 	return &execOutput{Body: ExecResult{
 		Stdout: stdout.String(), Stderr: stderr.String(), ExitCode: exit.ExitCode, Signal: exit.Signal,
-		DurationMS: exit.DurationMS, Truncated: stdout.full || stderr.full,
+		DurationMS: exit.DurationMS, Truncated: stdout.Truncated || stderr.Truncated,
 	}}, nil
 }
 
@@ -180,23 +180,24 @@ func (s *Server) execStream(ctx context.Context, in *execInput) (*huma.StreamRes
 	}}, nil
 }
 
-// limitedBuffer keeps the first maxOutput bytes and swallows the rest, so that a command
-// is neither blocked nor killed for printing much.
-type limitedBuffer struct {
-	buf  bytes.Buffer
-	full bool
+// ExecOutput keeps the first 16 MiB of a command's output for an [ExecResult] and swallows
+// the rest, so that the command is neither blocked nor killed for printing much.
+type ExecOutput struct {
+	Truncated bool
+
+	buf bytes.Buffer
 }
 
-func (b *limitedBuffer) Write(p []byte) (int, error) {
+func (b *ExecOutput) Write(p []byte) (int, error) {
 	if room := maxOutput - b.buf.Len(); room < len(p) {
-		b.full = true
+		b.Truncated = true
 		b.buf.Write(p[:room])
 		return len(p), nil
 	}
 	return b.buf.Write(p)
 }
 
-func (b *limitedBuffer) String() string { return strings.ToValidUTF8(b.buf.String(), "\uFFFD") }
+func (b *ExecOutput) String() string { return strings.ToValidUTF8(b.buf.String(), "\uFFFD") }
 
 // textWriter passes bytes on as text without cutting a character in two.
 type textWriter struct {
