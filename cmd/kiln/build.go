@@ -33,7 +33,7 @@ type buildFlags struct {
 
 func (f *buildFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVarP(&f.dockerfile, "dockerfile", "f", "", "the Dockerfile (default CONTEXT/Dockerfile)")
+	flags.StringVarP(&f.dockerfile, "dockerfile", "f", "", "the Dockerfile, or - for standard input (default CONTEXT/Dockerfile)")
 	flags.StringVar(&f.target, "target", "", "stage of the Dockerfile to build")
 	flags.StringArrayVar(&f.buildArgs, "build-arg", nil, "NAME=VALUE of an ARG, or NAME for the environment's value (repeatable)")
 	flags.StringArrayVar(&f.secrets, "secret", nil, "id=ID,src=FILE or id=ID,env=NAME for RUN --mount=type=secret (repeatable)")
@@ -69,7 +69,7 @@ kiln-template.toml lies beside it; .dockerignore is honoured. --context names an
 			}
 			var input source.Input
 			if !remote {
-				if input, err = createInput(f); err != nil {
+				if input, err = a.createInput(f); err != nil {
 					return err
 				}
 			}
@@ -112,10 +112,17 @@ until that is ready the old one serves. Interrupting the command cancels the bui
 			if err != nil {
 				return err
 			}
-			in := source.Input{Dockerfile: f.dockerfile}
+			var in source.Input
 			if !remote {
 				if len(args) < 2 {
 					return usageError{kiln.Errorf(kiln.CodeInvalid, "no source given").WithHint("name a folder with a Dockerfile, or use --repo or --image")}
+				}
+				if args[1] == "-" {
+					return usageError{kiln.Errorf(kiln.CodeInvalid, "a build context cannot be read from standard input").
+						WithHint("name a folder; a Dockerfile alone can be: kiln templates create NAME --dockerfile -")}
+				}
+				if in, err = a.input(f); err != nil {
+					return err
 				}
 				in.Dir = args[1]
 			}
@@ -129,10 +136,28 @@ until that is ready the old one serves. Interrupting the command cancels the bui
 	return cmd
 }
 
+// input is the Dockerfile that the flags name.
+func (a *app) input(f buildFlags) (source.Input, error) {
+	if f.dockerfile != "-" {
+		return source.Input{Dockerfile: f.dockerfile}, nil
+	}
+	content, err := io.ReadAll(a.stdin)
+	if err != nil {
+		return source.Input{}, fmt.Errorf("read the Dockerfile from standard input: %w", err)
+	}
+	if len(content) == 0 {
+		return source.Input{}, kiln.Errorf(kiln.CodeInvalid, "standard input holds no Dockerfile")
+	}
+	return source.Input{Content: content}, nil
+}
+
 // createInput decides what the context of `create` is.
-func createInput(f buildFlags) (source.Input, error) {
-	in := source.Input{Dir: f.context, Dockerfile: f.dockerfile}
-	if in.Dir != "" {
+func (a *app) createInput(f buildFlags) (source.Input, error) {
+	in, err := a.input(f)
+	if err != nil {
+		return in, err
+	}
+	if in.Dir = f.context; in.Dir != "" || in.Content != nil {
 		return in, nil
 	}
 	if in.Dockerfile == "" {

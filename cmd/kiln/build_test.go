@@ -50,15 +50,21 @@ func TestContextOfCreate(t *testing.T) {
 		flags buildFlags
 		want  string
 	}{
-		"Dockerfile alone":      {buildFlags{dockerfile: filepath.Join(alone, "Dockerfile")}, ""},
-		"Dockerfile that reads": {buildFlags{dockerfile: filepath.Join(copies, "Dockerfile")}, copies},
-		"metadata beside it":    {buildFlags{dockerfile: filepath.Join(described, "Dockerfile")}, described},
-		"context given":         {buildFlags{dockerfile: filepath.Join(alone, "Dockerfile"), context: copies}, copies},
-		"only a context":        {buildFlags{context: copies}, copies},
+		"standard input":          {buildFlags{dockerfile: "-"}, ""},
+		"standard input, context": {buildFlags{dockerfile: "-", context: copies}, copies},
+		"Dockerfile alone":        {buildFlags{dockerfile: filepath.Join(alone, "Dockerfile")}, ""},
+		"Dockerfile that reads":   {buildFlags{dockerfile: filepath.Join(copies, "Dockerfile")}, copies},
+		"metadata beside it":      {buildFlags{dockerfile: filepath.Join(described, "Dockerfile")}, described},
+		"context given":           {buildFlags{dockerfile: filepath.Join(alone, "Dockerfile"), context: copies}, copies},
+		"only a context":          {buildFlags{context: copies}, copies},
 	} {
-		in, err := createInput(c.flags)
+		a := &app{stdin: strings.NewReader("FROM stdin\n")}
+		in, err := a.createInput(c.flags)
 		if err != nil || in.Dir != c.want {
 			t.Errorf("%s: %+v, %v, want %q", name, in, err, c.want)
+		}
+		if piped := string(in.Content) == "FROM stdin\n"; piped != (c.flags.dockerfile == "-") {
+			t.Errorf("%s: content %q", name, in.Content)
 		}
 	}
 }

@@ -29,6 +29,8 @@ type Input struct {
 	// Dockerfile is a path on this machine; it may lie outside Dir. Empty means Dir's
 	// "Dockerfile".
 	Dockerfile string
+	// Content is a Dockerfile that is no file here; Dockerfile is then empty.
+	Content []byte
 }
 
 // Packed says what the server has to know about a packed context.
@@ -47,10 +49,10 @@ func Pack(ctx context.Context, in Input, w io.Writer) (Packed, error) {
 	p := &packer{ctx: ctx, tar: tar.NewWriter(w)}
 	var err error
 	switch {
-	case in.Dir == "" && in.Dockerfile == "":
+	case in.Dir == "" && in.Dockerfile == "" && in.Content == nil:
 		return Packed{}, kiln.Errorf(kiln.CodeInvalid, "neither a Dockerfile nor a context directory given")
 	case in.Dir == "":
-		err = p.dockerfileAlone(in.Dockerfile)
+		err = p.dockerfileAlone(in)
 	default:
 		err = p.directory(in)
 	}
@@ -69,12 +71,12 @@ type packer struct {
 	packed Packed
 }
 
-func (p *packer) dockerfileAlone(file string) error {
-	content, err := readDockerfile(file)
+func (p *packer) dockerfileAlone(in Input) error {
+	content, err := in.read()
 	if err != nil {
 		return err
 	}
-	p.packed.Dockerfile = filepath.Base(file)
+	p.packed.Dockerfile = in.name()
 	return p.addBytes(p.packed.Dockerfile, content)
 }
 
@@ -89,20 +91,21 @@ func (p *packer) directory(in Input) error {
 	}
 	defer root.Close()
 
-	if in.Dockerfile == "" {
+	if in.Dockerfile == "" && in.Content == nil {
 		in.Dockerfile = filepath.Join(in.Dir, defaultDockerfile)
 	}
-	content, err := readDockerfile(in.Dockerfile)
+	content, err := in.read()
 	if err != nil {
 		return err
 	}
-	inside, ok, err := pathInside(in.Dir, in.Dockerfile)
-	if err != nil {
-		return err
+	ok := false
+	if in.Content == nil {
+		if p.packed.Dockerfile, ok, err = pathInside(in.Dir, in.Dockerfile); err != nil {
+			return err
+		}
 	}
-	p.packed.Dockerfile = inside
 	if !ok {
-		if err := p.outsideDockerfile(root, in.Dockerfile, content); err != nil {
+		if err := p.outsideDockerfile(root, in, content); err != nil {
 			return err
 		}
 	}
@@ -120,8 +123,12 @@ func (p *packer) directory(in Input) error {
 
 // outsideDockerfile packs a Dockerfile that lies outside the context, with an ignore
 // file of its own: the one beside it if there is one, else the context's.
-func (p *packer) outsideDockerfile(root *os.Root, file string, content []byte) error {
-	ignore, err := os.ReadFile(file + ignoreFile)
+func (p *packer) outsideDockerfile(root *os.Root, in Input, content []byte) error {
+	var ignore []byte
+	err := fs.ErrNotExist
+	if in.Dockerfile != "" {
+		ignore, err = os.ReadFile(in.Dockerfile + ignoreFile)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		ignore, err = root.ReadFile(ignoreFile)
 	}
@@ -132,7 +139,7 @@ func (p *packer) outsideDockerfile(root *os.Root, file string, content []byte) e
 		ignore = append(ignore, '\n')
 	}
 	ignore = append(ignore, outsideDir+"\n"...)
-	p.packed.Dockerfile = path.Join(outsideDir, filepath.Base(file))
+	p.packed.Dockerfile = path.Join(outsideDir, in.name())
 	if err := p.addHeader(&tar.Header{Typeflag: tar.TypeDir, Name: outsideDir + "/", Mode: 0o755}); err != nil {
 		return err
 	}
@@ -196,13 +203,26 @@ func (p *packer) addHeader(hdr *tar.Header) error {
 	return nil
 }
 
-func readDockerfile(file string) ([]byte, error) {
+// name is what the Dockerfile is called in an archive.
+func (in Input) name() string {
+	if in.Dockerfile == "" {
+		return defaultDockerfile
+	}
+	return filepath.Base(in.Dockerfile)
+}
+
+// read returns the Dockerfile.
+func (in Input) read() ([]byte, error) {
+	if in.Content != nil {
+		return in.Content, nil
+	}
+	file := in.Dockerfile
 	info, err := os.Stat(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, kiln.Errorf(kiln.CodeInvalid, "no such Dockerfile: %s", file)
 	}
 	if err == nil && !info.Mode().IsRegular() {
-		return nil, kiln.Errorf(kiln.CodeInvalid, "Dockerfile %s is not a regular file", file)
+		return nil, kiln.Errorf(kiln.CodeInvalid, "Dockerfile %s is not a regular file", file).WithHint("--dockerfile - reads one from standard input")
 	}
 	content, err := os.ReadFile(file)
 	if err != nil {

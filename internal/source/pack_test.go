@@ -266,6 +266,28 @@ func TestPackDockerfileOutsideContext(t *testing.T) {
 	}
 }
 
+// TestPackContent packs a Dockerfile that is no file, alone and before the one of a folder.
+func TestPackContent(t *testing.T) {
+	content := []byte("FROM scratch\n")
+	archive, packed := pack(t, Input{Content: content})
+	if got := list(t, unpackTo(t, archive)); packed.Dockerfile != "Dockerfile" || !slices.Equal(got, []string{"Dockerfile"}) {
+		t.Errorf("alone: %q in %q", packed.Dockerfile, got)
+	}
+	dir := writeTree(t, "Dockerfile", "a")
+	archive, packed = pack(t, Input{Dir: dir, Content: content})
+	out := unpackTo(t, archive)
+	if got := list(t, out); !slices.Contains(got, "Dockerfile") || !slices.Contains(got, "a") {
+		t.Errorf("the folder is %q", got)
+	}
+	if got, err := os.ReadFile(filepath.Join(out, packed.Dockerfile)); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("%s: %q, %v", packed.Dockerfile, got, err)
+	}
+	src, err := Open(t.Context(), out, kiln.BuildOptions{Dockerfile: packed.Dockerfile})
+	if err != nil || src.DisplayName != "Dockerfile" {
+		t.Errorf("%q, %v", src.DisplayName, err)
+	}
+}
+
 func TestPackDockerfileOfSubdirectory(t *testing.T) {
 	dir := writeTree(t, "docker/prod", "a")
 	_, packed := pack(t, Input{Dir: dir, Dockerfile: filepath.Join(dir, "docker", "prod")})
