@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/pflag"
 
@@ -141,14 +143,20 @@ func printBuildError(w io.Writer, e *kiln.BuildError) {
 	case e.File != "":
 		place = e.File + ": "
 	}
-	fmt.Fprintf(w, "kiln: %s: %s%s\n", e.Stage, place, oneLine(e.Message))
-	if e.Source != "" {
-		fmt.Fprintf(w, "  %d | %s\n", e.Line, strings.ReplaceAll(strings.TrimRight(e.Source, "\n"), "\n", "\n    | "))
+	fmt.Fprintf(w, "kiln: %s: %s%s\n", e.Stage, place, oneLine(kiln.CutQuotes(e.Message)))
+	for i, line := range strings.Split(strings.TrimRight(e.Source, "\n"), "\n") {
+		switch {
+		case e.Source == "":
+		case i == 0:
+			fmt.Fprintf(w, "  %d | %s\n", e.Line, shownLine(line))
+		default:
+			fmt.Fprintf(w, "    | %s\n", shownLine(line))
+		}
 	}
 	if len(e.Output) > 0 {
 		fmt.Fprintf(w, "last output:\n")
 		for _, line := range e.Output {
-			fmt.Fprintf(w, "  | %s\n", line)
+			fmt.Fprintf(w, "  | %s\n", shownLine(line))
 		}
 	}
 	printHint(w, e.Hint)
@@ -160,4 +168,31 @@ func printHint(w io.Writer, hint string) {
 	}
 }
 
-func oneLine(s string) string { return strings.ReplaceAll(strings.TrimSpace(s), "\n", "; ") }
+func oneLine(s string) string { return printable(strings.ReplaceAll(strings.TrimSpace(s), "\n", "; ")) }
+
+// escapes are what terminals take for orders: colours, cursor movements, titles.
+var escapes = regexp.MustCompile("\x1b(?:\\[[0-?]*[ -/]*[@-~]|\\][^\x07\x1b]*(?:\x07|\x1b\\\\)?)")
+
+// printable takes from somebody's text what a terminal would obey.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\t' || unicode.IsPrint(r) {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, escapes.ReplaceAllString(s, ""))
+}
+
+// maxShownLine is how many characters of a line of output an error repeats.
+const maxShownLine = 400
+
+// shownLine is a line of output as an error repeats it: what a terminal would show of it at
+// last, and not without end.
+func shownLine(line string) string {
+	line = strings.TrimRight(line, "\r")
+	runes := []rune(printable(line[strings.LastIndexByte(line, '\r')+1:]))
+	if len(runes) > maxShownLine {
+		return string(runes[:maxShownLine]) + "…"
+	}
+	return string(runes)
+}

@@ -26,7 +26,7 @@ func forwarded(stdin io.Reader) io.Reader {
 }
 
 func errNoTerminal() error {
-	return usageError{kiln.Errorf(kiln.CodeInvalid, "--tty: standard input is not a terminal")}
+	return usageError{kiln.Errorf(kiln.CodeInvalid, "standard input is not a terminal")}
 }
 
 // terminal makes cmd run in a terminal that is this process's. restore gives ours back.

@@ -233,7 +233,7 @@ func TestNoKernelToBeHad(t *testing.T) {
 		if kiln.CodeOf(err) != kiln.CodeUnavailable {
 			t.Fatalf("got %v, want code unavailable", err)
 		}
-		for _, want := range append(says, "linux-image-cloud-amd64", "--kernel") {
+		for _, want := range append(says, "linux-image-cloud-amd64", "[vm]") {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("%q does not say %q", err, want)
 			}

@@ -29,7 +29,8 @@ type kernelFile struct {
 func (c cache) kernel(path string) (kernelFile, error) {
 	image, err := os.ReadFile(path)
 	if err != nil {
-		return kernelFile{}, kiln.Errorf(kiln.CodeInvalid, "kernel: %w", err)
+		return kernelFile{}, kiln.Errorf(kiln.CodeInvalid, "kernel: %w", err).
+			WithHint("`kernel` under [vm] in the configuration names it; without it the distribution's cloud kernel is downloaded")
 	}
 	index := filepath.Join(c.dir, "unpacked-"+kiln.DigestOf(image).Hex())
 	if k, ok := c.knownKernel(index); ok {

@@ -63,7 +63,7 @@ func fetchKernel(ctx context.Context, c cache, dir string) error {
 			return err
 		}
 		return kiln.Errorf(kiln.CodeUnavailable, "no guest kernel: tried the packages %s: %w", strings.Join(metaPackages, ", "), err).
-			WithHint("name a kernel with `kiln serve --kernel FILE` or `kernel` under [vm] in the configuration, or mend apt's package sources")
+			WithHint("mend apt's package sources or this host's network, or name a vmlinux as `kernel` under [vm] in the configuration")
 	}
 	root := filepath.Join(tmp, "root")
 	for _, deb := range packages {

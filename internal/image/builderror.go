@@ -40,8 +40,16 @@ func (d *dockerfile) resolveError(ctx context.Context, err error) error {
 	var missing *base.NotFoundError
 	if errors.As(err, &missing) {
 		fault.Message, fault.Hint = missing.Error(), missing.Hint()
+		name := strings.TrimSuffix(missing.Name, ":latest")
+		if fault.Line == 0 { // BuildKit knows none for mounts
+			fault.Line = d.lineMatching(fromStage(name))
+			fault.Source = d.line(fault.Line)
+		}
+		if !strings.ContainsAny(name, "./:@") && fromStage(name).MatchString(fault.Source) {
+			fault.Hint = fmt.Sprintf("no earlier stage is named %s (FROM … AS %s), so it was taken for an image", name, name)
+		}
 		if !missing.Missing {
-			return kiln.Errorf(kiln.CodeUnavailable, "%s:%d: %w", d.display, fault.Line, missing).WithHint("%s", missing.Hint())
+			return kiln.Errorf(kiln.CodeUnavailable, "%s:%d: %w", d.display, fault.Line, missing).WithHint("%s", fault.Hint)
 		}
 		return fault
 	}
@@ -52,6 +60,11 @@ func (d *dockerfile) resolveError(ctx context.Context, err error) error {
 	}
 	fault.Hint = hintFor(fault.Message)
 	return fault
+}
+
+// fromStage matches an instruction that reads from what it calls name, a stage or an image.
+func fromStage(name string) *regexp.Regexp {
+	return regexp.MustCompile(`(?i)\bfrom=["']?` + regexp.QuoteMeta(name) + `["']?(?:[\s,]|$)`)
 }
 
 func firstLine(locations [][]parser.Range) int {
@@ -107,7 +120,7 @@ func (d *dockerfile) solveError(ctx context.Context, err error, h *history, reda
 		}
 	}
 	if what := notAllowed.FindString(fault.Message); what != "" {
-		fault.Message, fault.Line = what, d.lineWith("--security=insecure")
+		fault.Message, fault.Line = what, d.lineMatching(insecure)
 		fault.Source = d.line(fault.Line)
 		located = true
 	}
@@ -180,6 +193,7 @@ func clean(message string) string {
 var (
 	// notAllowed is BuildKit's refusal of a privileged step, which names no line.
 	notAllowed = regexp.MustCompile(`[a-z]+\.[a-z]+ is not allowed$`)
+	insecure   = regexp.MustCompile(`--security=insecure`)
 	exitCode   = regexp.MustCompile(`exit code: (\d+)$`)
 	// notStarted is what runc prints when it cannot start a command at all; its own exit
 	// code then says nothing.
@@ -195,6 +209,8 @@ var hints = []struct {
 	{regexp.MustCompile(`": not found$`), "paths are relative to the build context, and .dockerignore can hide files from it"},
 	{regexp.MustCompile(`forbidden path outside the build context`), "only files inside the build context can be copied"},
 	{regexp.MustCompile(`target stage .* could not be found`), "the target must be the name of a stage: FROM … AS name"},
+	{regexp.MustCompile(`should not be blank`), "give the ARG a default before FROM, or a value with --build-arg"},
+	{regexp.MustCompile(`did you mean`), ""},
 	{regexp.MustCompile(`unknown instruction`), "an instruction goes over to the next line only after a backslash"},
 	{regexp.MustCompile(`no build stage in current context`), "the first instruction is FROM"},
 	{regexp.MustCompile(`is not allowed$`), "privileged build steps are not available"},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"regexp"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
@@ -61,10 +62,10 @@ func (d *dockerfile) line(n int) string {
 	return strings.TrimRight(lines[n-1], "\r ")
 }
 
-// lineWith returns the number of the first line that contains text, or 0.
-func (d *dockerfile) lineWith(text string) int {
+// lineMatching returns the number of the first line that matches, or 0.
+func (d *dockerfile) lineMatching(pattern *regexp.Regexp) int {
 	for i, line := range strings.Split(string(d.content), "\n") {
-		if strings.Contains(line, text) {
+		if pattern.MatchString(line) {
 			return i + 1
 		}
 	}

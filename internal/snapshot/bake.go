@@ -71,7 +71,7 @@ func (b *Baker) Bake(ctx context.Context, spec kiln.VMSpec, progress kiln.Progre
 
 // step runs one step, tells how long it took and says in an error which one it was.
 func (k *bake) step(ctx context.Context, name string, timeout time.Duration, run func(context.Context) error) error {
-	begun := time.Now()
+	begun, whole := time.Now(), ctx
 	if timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, timeout)
@@ -84,6 +84,10 @@ func (k *bake) step(ctx context.Context, name string, timeout time.Duration, run
 		}
 		if k.machine != nil {
 			k.opts.Log.Error("bake failed", "step", name, "error", err, "console", consoleTail(k.machine))
+		}
+		if ctx.Err() != nil && whole.Err() == nil {
+			return kiln.Errorf(kiln.CodeTimeout, "%s took longer than %v: %w", name, timeout, err).
+				WithHint("this host may be too busy or too slow: build again; the server's log has what the guest printed")
 		}
 		return k.explainFullDisk(fmt.Errorf("snapshot %s: %s: %w", k.spec.Size.Name, name, err))
 	}

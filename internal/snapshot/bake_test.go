@@ -158,6 +158,9 @@ func TestFailedBakeLeavesNothing(t *testing.T) {
 			if kiln.CodeOf(err) == kiln.CodeBuildFailed || err == nil {
 				t.Errorf("our fault is reported as the user's: %v", err)
 			}
+			if step == "dial" && (kiln.CodeOf(err) != kiln.CodeTimeout || !strings.Contains(err.Error(), "boot took longer than 1s")) {
+				t.Errorf("a guest that does not answer in time: %v", err)
+			}
 			checkNothingLeft(t, k.Baker)
 
 			ctx, cancel := context.WithCancel(t.Context())
