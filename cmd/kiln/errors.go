@@ -7,7 +7,6 @@ import (
 	"io"
 	"regexp"
 	"strings"
-	"unicode"
 
 	"github.com/spf13/pflag"
 
@@ -168,20 +167,15 @@ func printHint(w io.Writer, hint string) {
 	}
 }
 
-func oneLine(s string) string { return printable(strings.ReplaceAll(strings.TrimSpace(s), "\n", "; ")) }
+func oneLine(s string) string {
+	return plain(strings.ReplaceAll(strings.TrimSpace(s), "\n", "; "))
+}
 
 // escapes are what terminals take for orders: colours, cursor movements, titles.
 var escapes = regexp.MustCompile("\x1b(?:\\[[0-?]*[ -/]*[@-~]|\\][^\x07\x1b]*(?:\x07|\x1b\\\\)?)")
 
-// printable takes from somebody's text what a terminal would obey.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r == '\t' || unicode.IsPrint(r) {
-			return r
-		}
-		return unicode.ReplacementChar
-	}, escapes.ReplaceAllString(s, ""))
-}
+// plain is printable text without the rests of orders to a terminal.
+func plain(s string) string { return printable(escapes.ReplaceAllString(s, "")) }
 
 // maxShownLine is how many characters of a line of output an error repeats.
 const maxShownLine = 400
@@ -190,7 +184,7 @@ const maxShownLine = 400
 // last, and not without end.
 func shownLine(line string) string {
 	line = strings.TrimRight(line, "\r")
-	runes := []rune(printable(line[strings.LastIndexByte(line, '\r')+1:]))
+	runes := []rune(plain(line[strings.LastIndexByte(line, '\r')+1:]))
 	if len(runes) > maxShownLine {
 		return string(runes[:maxShownLine]) + "…"
 	}

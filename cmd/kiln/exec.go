@@ -85,7 +85,7 @@ func (a *app) sandboxExec() *cobra.Command {
 		Short: "Run a command in a running sandbox and exit with its code",
 		Long: `Run a command in a running sandbox and exit with its code. Input and output are passed
 through; -o json prints output and code as one object when the command has ended.`,
-		Args:  cobra.MinimumNArgs(2),
+		Args: cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			vars, err := pairs("--env", env, nil)
 			if err != nil {

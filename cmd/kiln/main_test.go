@@ -150,7 +150,7 @@ func TestErrorsAreShortAndSayWhatToDo(t *testing.T) {
 		"build that printed garbage": {
 			&kiln.BuildError{Stage: kiln.StageImage, Message: `process "` + strings.Repeat("x", 100) + `" failed`, Source: "RUN \x1bc",
 				Output: []string{"\x1b[31mred\x1b[0m\x1b]0;title\a", "5%\r10%\r100%\r", "\x00\xff\tü", strings.Repeat("ü", 500)}},
-			"kiln: image: process \"" + strings.Repeat("x", 80) + "…\" failed\n  0 | RUN \ufffdc\nlast output:\n  | red\n  | 100%\n  | \ufffd\ufffd\tü\n  | " + strings.Repeat("ü", 400) + "…\n",
+			"kiln: image: process \"" + strings.Repeat("x", 80) + "…\" failed\n  0 | RUN \ufffdc\nlast output:\n  | red\n  | 100%\n  | \ufffd\ufffd ü\n  | " + strings.Repeat("ü", 400) + "…\n",
 		},
 		"title of a terminal": {fmt.Errorf("a\x1b]0;b\a\x1b[1mc\x07"), "kiln: ac\ufffd\n"},
 	} {
