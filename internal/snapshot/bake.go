@@ -279,7 +279,8 @@ func (k *bake) release() error {
 	return errors.Join(err, os.RemoveAll(k.dir))
 }
 
-// untilEnd runs f and gives it up at once when the VM ends by itself.
+// untilEnd runs f and gives it up at once when the VM ends by itself. It is the template's
+// fault if its guest switched itself off.
 func untilEnd(ctx context.Context, machine vmm.Machine, f func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -301,6 +302,10 @@ func untilEnd(ctx context.Context, machine vmm.Machine, f func(context.Context) 
 		}
 	}
 	if err != nil && errors.Is(context.Cause(ctx), errEnded) {
+		if machine.Err() == nil {
+			return &kiln.BuildError{Stage: kiln.StageSnapshot, Message: "the VM switched itself off",
+				Hint: "something in the template does that, its init system or one of its commands", Err: context.Cause(ctx)}
+		}
 		return context.Cause(ctx)
 	}
 	return err

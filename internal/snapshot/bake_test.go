@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/artifact"
 	"github.com/kilnvm/kiln/internal/orphan"
@@ -183,7 +185,7 @@ func TestVMThatDiesEndsTheBakeAtOnce(t *testing.T) {
 	k.spec.ReadyCmd = "false"
 	begun := time.Now()
 	k.opts.Ready.Ready = time.Minute
-	_, err := k.Bake(t.Context(), k.spec, killer{t, k.opts.Dir})
+	_, err := k.Bake(t.Context(), k.spec, killer{t, k.opts.Dir, unix.SIGKILL})
 	if err == nil || !strings.Contains(err.Error(), "VM ended") || kiln.CodeOf(err) == kiln.CodeBuildFailed {
 		t.Errorf("error %v", err)
 	}
@@ -192,18 +194,34 @@ func TestVMThatDiesEndsTheBakeAtOnce(t *testing.T) {
 	}
 }
 
-// killer kills the VM when the ready command is about to be waited for.
+// A template that switches its VM off is at fault, and is not built again and again.
+func TestVMThatIsSwitchedOffIsTheTemplatesFault(t *testing.T) {
+	k := newKitchen(t)
+	k.spec.ReadyCmd = "false"
+	k.opts.Ready.Ready = time.Minute
+	_, err := k.Bake(t.Context(), k.spec, killer{t, k.opts.Dir, unix.SIGTERM})
+	if kiln.CodeOf(err) != kiln.CodeBuildFailed || !strings.Contains(err.Error(), "switched itself off") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// killer ends the VM when the ready command is about to be waited for.
 type killer struct {
 	t   *testing.T
 	dir string
+	how unix.Signal
 }
 
 func (k killer) Log(_ kiln.Stage, line string) {
 	if !strings.HasPrefix(line, "ready_cmd: ") {
 		return
 	}
-	if n, err := orphan.EndHolders(k.t.Context(), k.dir); n != 1 || err != nil {
-		k.t.Errorf("killed %d VMs, error %v", n, err)
+	vms, err := orphan.Holders(k.dir)
+	if len(vms) != 1 || err != nil {
+		k.t.Fatalf("VMs %v, error %v", vms, err)
+	}
+	if err := unix.Kill(vms[0].PID, k.how); err != nil {
+		k.t.Error(err)
 	}
 }
 

@@ -20,6 +20,7 @@ type Metrics struct {
 
 	boots      *prometheus.HistogramVec
 	notStarted *prometheus.CounterVec
+	restarts   prometheus.Counter
 	refused    *prometheus.CounterVec
 	claims     *prometheus.CounterVec
 	commands   prometheus.Counter
@@ -45,6 +46,9 @@ func NewMetrics(version string) *Metrics {
 			Help: "Time from the request for a sandbox to its daemon's first answer, by start path.",
 		}, []string{"path", "template"}),
 		notStarted: counters("kiln_start_failures_total", "Sandboxes that were admitted and did not start.", "template"),
+		restarts: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kiln_guest_restarts_total", Help: "Emulated guests that were started again because they did not come up.",
+		}),
 		refused: counters("kiln_admission_refused_total",
 			"Sandboxes that were not admitted: 429, a limit on their number; 507, no memory to promise.", "status"),
 		claims: counters("kiln_warm_claims_total", "Starts that could have used a warm slot: hit or miss.", "result", "template"),
@@ -63,7 +67,7 @@ func NewMetrics(version string) *Metrics {
 	})
 	info.Set(1)
 	m.registry.MustRegister(
-		info, m.boots, m.notStarted, m.refused, m.claims, m.commands, m.builds, m.failures, m.stages, m.cached,
+		info, m.boots, m.notStarted, m.restarts, m.refused, m.claims, m.commands, m.builds, m.failures, m.stages, m.cached,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	m.showZeroes()
@@ -115,6 +119,9 @@ func (m *Metrics) Started(t *kiln.Template, path kiln.BootMode, took time.Durati
 func (m *Metrics) StartFailed(t *kiln.Template) {
 	m.notStarted.WithLabelValues(m.templates.of(t.OrgID, t.ID, t.Name)).Inc()
 }
+
+// GuestRestarted counts a guest that was started again in its boot.
+func (m *Metrics) GuestRestarted() { m.restarts.Inc() }
 
 // HTTP statuses that a refusal is answered with.
 const (

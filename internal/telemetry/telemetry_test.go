@@ -84,6 +84,7 @@ func TestMetrics(t *testing.T) {
 	builtIn, own := &kiln.Template{ID: "tmpl_p", Name: "python"}, &kiln.Template{ID: "tmpl_o", OrgID: "org", Name: "secret-project"}
 	m.Started(builtIn, kiln.BootWarm, 30*time.Millisecond)
 	m.Started(own, kiln.BootSnapshot, 60*time.Millisecond)
+	m.GuestRestarted()
 	m.StartFailed(own)
 	m.Claimed(builtIn, true)
 	m.Claimed(own, false)
@@ -108,6 +109,7 @@ func TestMetrics(t *testing.T) {
 		{"kiln_boot_seconds", 1, []string{"path=warm", "template=python"}},
 		{"kiln_boot_seconds", 1, []string{"path=snapshot", "template=tmpl_o"}},
 		{"kiln_start_failures_total", 1, []string{"template=tmpl_o"}},
+		{"kiln_guest_restarts_total", 1, nil},
 		{"kiln_warm_claims_total", 1, []string{"result=hit", "template=python"}},
 		{"kiln_warm_claims_total", 1, []string{"result=miss", "template=tmpl_o"}},
 		{"kiln_admission_refused_total", 1, []string{"status=429"}},

@@ -14,13 +14,14 @@ import (
 	"github.com/kilnvm/kiln/internal/vmm/qemu"
 )
 
-// newDriver returns the driver of the virtual machines that run on this host.
-func newDriver(ctx context.Context, cfg config.Config, log *slog.Logger) (vmm.Driver, error) {
+// newDriver returns the driver of the virtual machines that run on this host. restarted is
+// told of every guest that had to be started again.
+func newDriver(ctx context.Context, cfg config.Config, restarted func(), log *slog.Logger) (vmm.Driver, error) {
 	accel, reason, err := accelerator(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
-	d, err := qemu.New(ctx, qemu.Options{Binary: cfg.VM.QEMU, Accel: accel, Channel: channelOption(cfg), Log: log})
+	d, err := qemu.New(ctx, qemu.Options{Binary: cfg.VM.QEMU, Accel: accel, Channel: channelOption(cfg), Restarted: restarted, Log: log})
 	if err != nil {
 		return nil, err
 	}

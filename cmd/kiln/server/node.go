@@ -70,7 +70,7 @@ func startNode(ctx context.Context, s *serving, say func(string)) (n *node, err 
 	}
 	n.blobs = blobs
 	say("finding out which virtual machines run here")
-	driver, err := newDriver(ctx, cfg, opts.Log)
+	driver, err := newDriver(ctx, cfg, s.metrics.GuestRestarted, opts.Log)
 	if err != nil {
 		return n, err
 	}

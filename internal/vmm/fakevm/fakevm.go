@@ -108,7 +108,7 @@ func (d *Driver) start(cfg vmm.Config, running bool) (vmm.Machine, error) {
 		cancel()
 		serving.Wait()
 		m.mu.Lock()
-		if !m.killed {
+		if !m.killed && !switchedOff(cmd) {
 			m.err = fmt.Errorf("fake VMM: %w", errors.Join(err, errEnded))
 		}
 		m.mu.Unlock()
@@ -118,6 +118,13 @@ func (d *Driver) start(cfg vmm.Config, running bool) (vmm.Machine, error) {
 }
 
 var errEnded = errors.New("process ended")
+
+// switchedOff says whether the machine's process was ended by SIGTERM, which stands for a
+// guest that switches itself off.
+func switchedOff(cmd *exec.Cmd) bool {
+	status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	return ok && status.Signal() == syscall.SIGTERM
+}
 
 type machine struct {
 	driver   *Driver

@@ -68,7 +68,7 @@ func (d *Driver) arguments(cfg vmm.Config, mem memory, ch channel, incoming bool
 	args = append(args,
 		"-object", throttle(cfg.Disk),
 		"-blockdev", disk("rootfs", cfg.Rootfs, true), "-device", "virtio-blk-device,drive=rootfs",
-		"-blockdev", disk("scratch", cfg.Scratch, false), "-device", "virtio-blk-device,drive=scratch",
+		"-blockdev", disk(scratchNode, cfg.Scratch, false), "-device", "virtio-blk-device,drive="+scratchNode,
 	)
 	args = append(args, ch.arguments(channelFD)...)
 	return append(args,
@@ -94,6 +94,9 @@ func (m memory) object(mib int) string {
 	}
 	return text(o)
 }
+
+// scratchNode is QEMU's name of the scratch disk.
+const scratchNode = "scratch"
 
 // disk is a raw disk. There are no locks, because many clones read one base and no two
 // machines are ever given the same scratch disk; and no flushes, because a scratch disk

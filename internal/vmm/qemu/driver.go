@@ -26,7 +26,10 @@ type Options struct {
 	Accel  string // KVM or TCG
 	// Channel to the guests: Vsock or Serial; "" means Vsock where the host has it.
 	Channel string
-	Log     *slog.Logger // nil discards
+	// Restarted is told of every guest that is started again before it has come up; nil means
+	// that nobody wants to know. It returns at once.
+	Restarted func()
+	Log       *slog.Logger // nil discards
 }
 
 // Driver implements [vmm.Driver].
@@ -37,6 +40,7 @@ type Driver struct {
 	cmdline string // of the guest's kernel
 	sandbox bool   // QEMU can confine itself with seccomp
 	info    vmm.Info
+	counted func() // is told of restarts
 	log     *slog.Logger
 }
 
@@ -65,7 +69,10 @@ func New(ctx context.Context, o Options) (*Driver, error) {
 	}
 	d := &Driver{
 		binary: binary, accel: o.Accel, channel: channel, cmdline: cmdline, sandbox: canSandbox(ctx, binary),
-		info: vmm.Info{Name: "qemu-" + o.Accel, Version: version}, log: o.Log,
+		info: vmm.Info{Name: "qemu-" + o.Accel, Version: version}, counted: o.Restarted, log: o.Log,
+	}
+	if d.counted == nil {
+		d.counted = func() {}
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
@@ -105,7 +112,7 @@ func (d *Driver) Boot(ctx context.Context, cfg vmm.Config) (vmm.Machine, error) 
 		return nil, err
 	}
 	if d.accel == TCG {
-		m.first = &firstStart{log: d.log.With("vm", cfg.ID)}
+		m.first = &firstStart{log: d.log.With("vm", cfg.ID), counted: d.counted}
 		go m.endAfterReset()
 	}
 	if err := m.qmp.greet(ctx); err != nil {

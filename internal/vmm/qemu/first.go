@@ -16,7 +16,8 @@ import (
 // early in its boot. A host that does something else meanwhile spoils that: timers are then
 // several times too late, or unusable, and the guest sleeps for ever. So the guest compares
 // what it measured with what it is told here, and switches itself off if that is wrong. A
-// machine whose guest has not come up only stops then, and is started again.
+// machine whose guest has not come up only stops then, and is started again, unless the guest
+// has used its disk: then it was the template's own init system that switched it off.
 const (
 	timerWord = "kiln.timer_khz="
 	// timerKHz is the rate of QEMU's emulated timer, 1 GHz (hw/intc/apic.c), behind the
@@ -53,8 +54,13 @@ const (
 // firstStart is what a machine keeps until its guest has come up.
 type firstStart struct {
 	log      *slog.Logger
+	counted  func() // is told of every restart
 	restarts int
+	writes   int // of the guest to its scratch disk, up to the last restart
 }
+
+// errSwitchedOff says that a guest switched itself off because it wanted to.
+var errSwitchedOff = errors.New("the guest switched itself off")
 
 // dial opens a connection. Until the first one the guest is started again when it cannot
 // come up, and others wait for that one.
@@ -87,7 +93,12 @@ func (m *machine) dialFirst(ctx context.Context) (net.Conn, error) {
 	}()
 	conn, err := m.channel.dial(dialing)
 	stop()
-	if werr := <-watched; werr != nil {
+	switch werr := <-watched; {
+	case errors.Is(werr, errSwitchedOff):
+		_ = m.cmd.Process.Kill() // QEMU has only paused; fails if it has ended
+		<-m.qmp.ended
+		return nil, werr
+	case werr != nil:
 		if !errors.Is(werr, errMonitor) { // it is ending, and knows better why
 			m.fail(werr)
 		}
@@ -120,6 +131,7 @@ func (m *machine) watchStart(ctx context.Context) error {
 					WithHint("other programs kept its emulated CPUs from running: give this host less to do, or more CPUs")
 			}
 			m.first.restarts++
+			m.first.counted()
 			m.first.log.Warn("guest is started again", "reason", why, "restarts", m.first.restarts)
 			err = m.restart(ctx)
 		}
@@ -143,8 +155,21 @@ func (m *machine) awaitFailure(ctx context.Context) (why string, err error) {
 	case err = <-hung:
 		return "it does nothing or spins, like one whose timers do not work", err
 	case err = <-off:
+		if err == nil {
+			err = m.wasMeant(ctx)
+		}
 		return "it switched itself off, like one whose timers are wrong", err
 	}
+}
+
+// wasMeant returns errSwitchedOff if the guest has used its scratch disk since it was started
+// last: the daemon looks at the timers before that.
+func (m *machine) wasMeant(ctx context.Context) error {
+	writes, err := m.qmp.writes(ctx, scratchNode)
+	if err == nil && writes > m.first.writes {
+		err = errSwitchedOff
+	}
+	return err
 }
 
 // awaitHang returns when the process of a VM neither runs nor wants to, or has run for limit.
@@ -178,6 +203,11 @@ func awaitHang(ctx context.Context, pid int, limit time.Duration) error {
 func (m *machine) restart(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), restartTimeout)
 	defer cancel()
+	writes, err := m.qmp.writes(ctx, scratchNode)
+	if err != nil {
+		return err
+	}
+	m.first.writes = writes
 	before := m.qmp.beginReset()
 	for _, step := range []func() error{
 		func() error { return m.qmp.run(ctx, "set-action", map[string]any{"reboot": "reset"}) },

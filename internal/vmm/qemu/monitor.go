@@ -185,6 +185,33 @@ func (r reply) value(ctx context.Context) (json.RawMessage, error) {
 	}
 }
 
+// writes returns how often the guest has written to a disk.
+func (m *monitor) writes(ctx context.Context, disk string) (int, error) {
+	asked, err := m.send(command{Execute: "query-blockstats"})
+	if err != nil {
+		return 0, err
+	}
+	text, err := asked.value(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var disks []struct {
+		Node  string `json:"node-name"`
+		Stats struct {
+			Writes int `json:"wr_operations"`
+		} `json:"stats"`
+	}
+	if err := json.Unmarshal(text, &disks); err != nil {
+		return 0, fmt.Errorf("query-blockstats: %w", err)
+	}
+	for _, d := range disks {
+		if d.Node == disk {
+			return d.Stats.Writes, nil
+		}
+	}
+	return 0, fmt.Errorf("query-blockstats: there is no disk %s", disk)
+}
+
 // send writes a command. QEMU carries commands out in their order, the first ones when it
 // has started, so nobody need wait for one before sending the next.
 func (m *monitor) send(c command) (reply, error) {
