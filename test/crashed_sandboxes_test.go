@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -45,8 +46,9 @@ var killedOperations = []killedIn{
 }
 
 // TestServerKilledInSandboxOperations kills a whole server with -9 while it starts, pauses,
-// wakes and copies sandboxes. The next one has each sandbox either paused, with all that was
-// in it, or ended with a reason; and nothing of the others is left.
+// wakes and copies sandboxes, and makes and hands out warm slots. The next one has each
+// sandbox either paused, with all that was in it, or ended with a reason; and nothing of the
+// others is left.
 func TestServerKilledInSandboxOperations(t *testing.T) {
 	s := newServer(t)
 	before := s.blobs()
@@ -55,6 +57,8 @@ func TestServerKilledInSandboxOperations(t *testing.T) {
 		for _, op := range killedOperations {
 			t.Run(op.name, func(t *testing.T) { s.inTest(t, func() { s.killIn(op) }) })
 		}
+		t.Run("claims of warm slots", func(t *testing.T) { s.inTest(t, s.killInClaims) })
+		t.Run("filling of the warm pool", func(t *testing.T) { s.inTest(t, s.killInFilling) })
 	}
 	s.must("templates", "delete", "crash")
 	s.leaveNothing(before)
@@ -100,24 +104,123 @@ func (s *server) killIn(op killedIn) {
 	s.onlyPausedAreLeft(id)
 }
 
+// killInClaims has more clients at once than there are warm slots. What a slot became is
+// known to the next server, and no two clients were given the same.
+func (s *server) killInClaims() {
+	s.t.Helper()
+	s.setSlots(2)
+	s.awaitShelf("two slots", func(ready, _ int) bool { return ready == 2 })
+	before := s.vms()
+	if len(before) < 2 {
+		s.t.Errorf("two slots are %q", before)
+	}
+	given := make([]string, 4)
+	var all sync.WaitGroup
+	for i := range given {
+		all.Go(func() { given[i] = strings.TrimSpace(s.kiln("sandbox", "create", "-t", "crash").stdout) })
+	}
+	time.Sleep(rand.N(600 * time.Millisecond)) // chance chooses the place
+	s.kill()
+	all.Wait()
+	s.start()
+	s.emptyPool()
+	lost := map[string]bool{}
+	for _, sb := range s.sandboxes("--status", "failed") {
+		lost[sb.ID] = true
+	}
+	for i, id := range given {
+		switch {
+		case id == "":
+		case slices.Contains(given[:i], id):
+			s.t.Errorf("two clients were given sandbox %s", id)
+		case !lost[id]:
+			s.t.Errorf("sandbox %s was given to a client, and nobody knows it", id)
+		}
+	}
+	s.onlyPausedAreLeft("")
+}
+
+// killInFilling has the pool being filled. The next server fills it with slots of its own.
+func (s *server) killInFilling() {
+	s.t.Helper()
+	begun := created(s.t, filepath.Join(s.dataDir, "sandboxes"))
+	s.setSlots(3)
+	begun(1 + rand.IntN(2))
+	time.Sleep(rand.N(time.Second)) // chance chooses the place
+	s.kill()
+	old := s.slotNames()
+	s.start()
+	s.awaitShelf("three slots", func(ready, _ int) bool { return ready == 3 })
+	for _, name := range s.slotNames() {
+		if slices.Contains(old, name) {
+			s.t.Errorf("%s is of the server that was killed", name)
+		}
+	}
+	for range 3 {
+		if got := s.must("sandbox", "run", "-t", "crash", "--boot-mode", "warm", "--", "echo", "here"); got != "here\n" {
+			s.t.Errorf("a warm slot said %q", got)
+		}
+	}
+	s.kill() // with whatever recent demand has made
+	s.start()
+	s.emptyPool()
+	s.onlyPausedAreLeft("")
+}
+
+func (s *server) setSlots(n int) {
+	s.t.Helper()
+	s.must("pool", "set", "crash", "--slots", strconv.Itoa(n))
+}
+
+// slotNames returns the folders of sandboxes and slots.
+func (s *server) slotNames() (names []string) {
+	s.t.Helper()
+	entries, err := os.ReadDir(filepath.Join(s.dataDir, "sandboxes"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// emptyPool wants no slots any more, and waits until there are none.
+func (s *server) emptyPool() {
+	s.t.Helper()
+	s.setSlots(0)
+	for deadline := time.Now().Add(time.Minute); len(s.vms())+len(s.slotNames()) > 0; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			s.t.Fatalf("folders %q and VMs %q without a pool", s.slotNames(), s.vms())
+		}
+	}
+}
+
 // awaitSpawned waits for a VMM that was started ahead: demand has to be noticed first.
 func (s *server) awaitSpawned() {
 	s.t.Helper()
 	s.must("sandbox", "run", "-t", "crash", "--", "true")
+	s.awaitShelf("a VMM started ahead", func(_, spawned int) bool { return spawned > 0 })
+}
+
+// awaitShelf waits until a shelf of the pool has what is wanted.
+func (s *server) awaitShelf(what string, wanted func(ready, spawned int) bool) {
+	s.t.Helper()
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		var shelves []struct {
+			Ready   int `json:"ready"`
 			Spawned int `json:"spawned"`
 		}
 		if err := json.Unmarshal([]byte(s.must("pool", "list", "-o", "json")), &shelves); err != nil {
 			s.t.Fatal(err)
 		}
 		for _, shelf := range shelves {
-			if shelf.Spawned > 0 {
+			if wanted(shelf.Ready, shelf.Spawned) {
 				return
 			}
 		}
 		if time.Now().After(deadline) {
-			s.t.Fatalf("no VMM was started ahead: %+v", shelves)
+			s.t.Fatalf("the pool has not %s: %+v", what, shelves)
 		}
 	}
 }
@@ -149,16 +252,8 @@ func (s *server) onlyPausedAreLeft(marked string) {
 			s.t.Errorf("after the restart %+v", sb)
 		}
 	}
-	var folders []string
-	entries, err := os.ReadDir(filepath.Join(s.dataDir, "sandboxes"))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	for _, e := range entries {
-		folders = append(folders, e.Name())
-	}
 	slices.Sort(paused)
-	if !slices.Equal(folders, paused) {
+	if folders := s.slotNames(); !slices.Equal(folders, paused) {
 		s.t.Errorf("folders %q, paused sandboxes %q", folders, paused)
 	}
 	if vms := s.vms(); len(vms) > 0 {
