@@ -38,6 +38,9 @@ func (s *server) check(t *testing.T, c badInput) {
 	if !strings.Contains(r.stderr, "kiln: ") {
 		t.Errorf("standard error does not say who speaks:\n%s", r.stderr)
 	}
+	if strings.ContainsAny(r.stderr, "\x00\x07\x1b\r") {
+		t.Errorf("standard error has orders to the terminal:\n%q", r.stderr)
+	}
 	if took := time.Since(start); took > 2*time.Minute {
 		t.Errorf("took %v", took)
 	}
@@ -63,6 +66,9 @@ func TestBadInput(t *testing.T) {
 	for _, c := range []badInput{
 		{"no such Dockerfile", []string{"templates", "create", "x", "--dockerfile", "/nowhere/Dockerfile"}, 2, []string{"/nowhere/Dockerfile"}},
 		{"no such context", []string{"templates", "build", "x", "/nowhere"}, 2, []string{"/nowhere"}},
+		{"Dockerfile is a folder", []string{"templates", "create", "x", "--dockerfile", plain}, 2, []string{plain, "not a regular file"}},
+		{"no Dockerfile on standard input", []string{"templates", "create", "x", "--dockerfile", "-"}, 2, []string{"standard input"}},
+		{"context on standard input", []string{"templates", "build", "x", "-"}, 2, []string{"standard input", "--dockerfile -"}},
 		{"context without Dockerfile", []string{"templates", "build", "x", t.TempDir()}, 2, []string{"Dockerfile"}},
 		{"template name invalid", []string{"templates", "build", "Not A Name", plain}, 2, []string{`"Not A Name"`, "hint: "}},
 		{"template name taken", []string{"templates", "create", "plain", "--dockerfile", filepath.Join(plain, "Dockerfile")}, 4, []string{`"plain"`, "hint: "}},
