@@ -25,11 +25,6 @@ const (
 	killDelay = 2 * time.Second
 )
 
-// hugeHeap has glibc ask for huge pages for QEMU's heap: building the machine touches some
-// 1,200 small ones for the first time, one page fault each. Hosts that have no such pages,
-// and other C libraries, ignore it.
-const hugeHeap = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
-
 // launch starts a VMM, confined. Its monitor need not answer yet.
 func (d *Driver) launch(ctx context.Context, cfg vmm.Config, mem memory, incoming bool) (_ *machine, err error) {
 	if err := ctx.Err(); err != nil {
@@ -61,7 +56,7 @@ func (d *Driver) launch(ctx context.Context, cfg vmm.Config, mem memory, incomin
 	defer m.channel.end().Close()
 	opened = append(opened, func() error { m.channel.close(); return nil })
 	m.cmd = exec.Command(d.binary, d.arguments(cfg, mem, m.channel, incoming)...) //nolint:noctx // it outlives the request; Kill ends it
-	m.cmd.Dir, m.cmd.Env = cfg.Dir, append(os.Environ(), hugeHeap)
+	m.cmd.Dir = cfg.Dir
 	m.cmd.ExtraFiles = []*os.File{qmpEnd, m.channel.end()}
 	if cfg.Network != nil {
 		tap, err := openTap(*cfg.Network)
