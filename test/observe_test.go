@@ -141,16 +141,16 @@ func checkTraces(t *testing.T, s *server, c *telemetrytest.Collector, template s
 		}
 	}
 
-	const trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+	const client, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 	resp := s.request(s.token(), http.MethodPost, "/v1/sandboxes", `{"template":"`+template+`","boot_mode":"snapshot"}`,
-		"traceparent", "00-"+trace+"-"+parent+"-01")
+		"traceparent", "00-"+client+"-"+parent+"-01")
 	var created struct{ ID string }
 	if err := json.NewDecoder(resp.Body).Decode(&created); err != nil || created.ID == "" {
 		t.Fatalf("%s, %v", resp.Status, err)
 	}
 	defer s.must("sandbox", "destroy", created.ID)
 	const request = "POST /v1/sandboxes"
-	if spans, err = c.Await(ctx, trace, request); err != nil {
+	if spans, err = c.Await(ctx, client, request); err != nil {
 		t.Fatalf("%v: %+v", err, spans)
 	}
 	root := telemetrytest.Find(t, spans, request)
@@ -166,5 +166,23 @@ func checkTraces(t *testing.T, s *server, c *telemetrytest.Collector, template s
 	inner := telemetrytest.Under(spans, telemetrytest.Find(t, spans, "restore").ID)
 	if want := []string{"greet VMM", "load state", "spawn VMM"}; !slices.Equal(inner, want) {
 		t.Errorf("steps of the restore: %v, want %v", inner, want)
+	}
+
+	// Commands come through the proxy.
+	s.must("sandbox", "pause", created.ID)
+	s.must("sandbox", "exec", created.ID, "--", "true")
+	if spans, err = c.Await(ctx, "", "wake"); err != nil {
+		t.Fatalf("%v: %+v", err, spans)
+	}
+	trace := telemetrytest.Find(t, spans, "wake").Trace
+	if spans, err = c.Await(ctx, trace, "sandbox daemon"); err != nil {
+		t.Fatalf("%v: %+v", err, spans)
+	}
+	command := telemetrytest.Find(t, spans, "sandbox daemon")
+	if a := command.Attributes; a["kiln.sandbox"] != created.ID || !strings.HasPrefix(a["kiln.template"], "tmpl_") || a["url.path"] != "/process.Process/Start" {
+		t.Errorf("the command's span %+v", command)
+	}
+	if steps := telemetrytest.Under(spans, command.ID); !slices.Equal(steps, []string{"wake"}) {
+		t.Errorf("steps of the command: %v", steps)
 	}
 }

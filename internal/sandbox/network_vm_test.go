@@ -138,8 +138,9 @@ func TestHazard42SandboxesLeaveNoNetworks(t *testing.T) {
 	}
 }
 
-// Clones have the same address and the same neighbour, and no way to confuse each other:
-// all of them use the network at once, and the host tells them apart.
+// Clones have the same address and the same neighbour, whose address their ARP cache keeps,
+// and no way to confuse each other: all of them use the network at once, and the host tells
+// them apart.
 func TestHazard05ClonesUseTheNetworkAtOnce(t *testing.T) {
 	n := testkit.Rounds(5, 50)
 	w := networktest.New(t)
@@ -164,7 +165,7 @@ func TestHazard05ClonesUseTheNetworkAtOnce(t *testing.T) {
 				return
 			}
 			addresses[i] = slot.Address().String()
-			said[i] = h.says(t, s.ID, fmt.Sprintf("for i in 1 2 3; do echo %s | nc -w 30 service.example 80; done; cat /sys/class/net/eth0/address; ip -4 -o addr show eth0", s.ID))
+			said[i] = h.says(t, s.ID, fmt.Sprintf("for i in 1 2 3; do echo %s | nc -w 30 service.example 80; done; cat /sys/class/net/eth0/address; ip -4 -o addr show eth0; tail -n +2 /proc/net/arp", s.ID))
 			want := strings.Repeat(networktest.Greeting+s.ID+"\n", 3)
 			if got, own, _ := strings.Cut(said[i], want); got != "" || own == "" {
 				t.Errorf("clone %d of %d: got %q, want %q and its addresses", i, n, said[i], want)

@@ -50,6 +50,9 @@ dd if=/dev/urandom of=$f bs=4k count=$((i%40+1)) 2>/dev/null; md5sum $f >$f.sum;
 			t.Errorf("round %d: the clone's disk needs repair: %v\n%s", round, err, out)
 		}
 	}
+	if err := blobs.Verify(t.Context(), spec.Rootfs); err != nil {
+		t.Errorf("the base that all of them share has changed: %v", err)
+	}
 }
 
 // checkClone restores a clone, lets it compare its files with their checksums, shuts it
