@@ -1,6 +1,7 @@
 package test
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,9 +52,11 @@ func contextWith(t *testing.T, dockerfile string) string {
 	return writeFiles(t, map[string]string{"Dockerfile": dockerfile, "a.txt": "a\n"})
 }
 
-// TestBadInput makes every mistake of the list in the issue that founded the project.
+// TestBadInput makes every mistake of the list in the issue that founded the project. None
+// leaves anything behind.
 func TestBadInput(t *testing.T) {
 	s := newServerWith(t, "timeout = \"20s\"\nready_timeout = \"3s\"\n")
+	blobs := s.blobs() // the recipes of the built-in templates
 	plain := contextWith(t, "FROM debian:bookworm-slim\n")
 	s.must("templates", "build", "plain", plain)
 	shellless := contextWith(t, "FROM scratch\nCOPY a.txt /\n")
@@ -70,6 +73,7 @@ func TestBadInput(t *testing.T) {
 		{"no Dockerfile on standard input", []string{"templates", "create", "x", "--dockerfile", "-"}, 2, []string{"standard input"}},
 		{"context on standard input", []string{"templates", "build", "x", "-"}, 2, []string{"standard input", "--dockerfile -"}},
 		{"context without Dockerfile", []string{"templates", "build", "x", t.TempDir()}, 2, []string{"Dockerfile"}},
+		{"empty Dockerfile", []string{"templates", "build", "x", contextWith(t, "")}, 7, []string{"Dockerfile", "is empty"}},
 		{"template name invalid", []string{"templates", "build", "Not A Name", plain}, 2, []string{`"Not A Name"`, "hint: "}},
 		{"template name taken", []string{"templates", "create", "plain", "--dockerfile", filepath.Join(plain, "Dockerfile")}, 4, []string{`"plain"`, "hint: "}},
 		{"no template given", []string{"sandbox", "run", "--", "true"}, 2, []string{"-t TEMPLATE"}},
@@ -111,8 +115,14 @@ func TestBadInput(t *testing.T) {
 		{"failing RUN", "FROM debian:bookworm-slim\nRUN echo last words; exit 3\n", nil, []string{"Dockerfile:2", "exit code: 3", "last words"}},
 		{"unknown base image", "FROM example.invalid/no/such:image\n", nil, []string{"Dockerfile:1", "example.invalid/no/such:image", "hint: "}},
 		{"missing file of a COPY", "FROM debian:bookworm-slim\nCOPY nowhere.txt /\n", nil, []string{"Dockerfile:2", "nowhere.txt"}},
+		{"nothing but comments", "# syntax=docker/dockerfile:1\n", nil, []string{"Dockerfile:1", "no instructions"}},
+		{"syntax error of an editor on Windows", "\ufeffFROM debian:bookworm-slim\r\nRUNN true\r\n", nil, []string{"Dockerfile:2", "RUNN", "2 | RUNN true"}},
+		{"RUN without a shell", "FROM scratch\nCOPY a.txt /\nRUN true\n", nil, []string{"Dockerfile:3", "/bin/sh", "no shell"}},
+		{"failing RUN that prints garbage", "FROM debian:bookworm-slim\nRUN printf '\\033]0;title\\007\\033[2Jred\\r'; head -c 300000 /dev/urandom; echo; echo last words; exit 3\n", nil, []string{"Dockerfile:2", "exit code: 3", "last words"}},
+		{"base image that an ARG names", "ARG BASE\nFROM ${BASE}\n", nil, []string{"Dockerfile:2", "${BASE}", "--build-arg"}},
+		{"missing stage of a COPY", "FROM debian:bookworm-slim\nCOPY --from=builder /a /\n", nil, []string{"Dockerfile:2", "no earlier stage is named builder"}},
 		{"unknown target", "FROM debian:bookworm-slim\n", []string{"--target", "nowhere"}, []string{"nowhere"}},
-		{"RUN that never ends", "FROM debian:bookworm-slim\nRUN sleep infinity\n", nil, []string{"image", "20s"}},
+		{"RUN that never ends", "FROM debian:bookworm-slim\nRUN sleep 86397\n", nil, []string{"image", "20s"}},
 		{"ready command that never succeeds", "FROM debian:bookworm-slim\n", []string{"--ready-cmd", "echo not yet; exit 5"}, []string{"snapshot", "not yet"}},
 		{"start command that fails", "FROM debian:bookworm-slim\n", []string{"--start-cmd", "echo cannot; exit 6", "--ready-cmd", "false"}, []string{"snapshot"}},
 	} {
@@ -124,15 +134,24 @@ func TestBadInput(t *testing.T) {
 				t.Errorf("the failed build is not shown as failed:\n%s", got)
 			}
 			s.must("templates", "delete", name)
+			if left := s.halfMade(); len(left) > 0 {
+				t.Errorf("left behind: %q", left)
+			}
 		})
 	}
+	if left := processesWith("sleep\x0086397"); left > 0 {
+		t.Errorf("%d processes of the build that never ends run on", left)
+	}
 	s.must("sandbox", "destroy", id)
+	s.must("templates", "delete", "plain", "shellless")
+	s.leaveNothing(blobs)
 }
 
 // TestCancelledBuild interrupts a build that would never end: it is cancelled and nothing
 // of it runs on.
 func TestCancelledBuild(t *testing.T) {
 	s := newServer(t)
+	blobs := s.blobs()
 	dir := contextWith(t, "FROM debian:bookworm-slim\nRUN echo started && sleep 86399\n")
 	cmd := exec.Command(filepath.Join(s.bin, "kiln"), "templates", "build", "endless", dir)
 	cmd.Env = s.env()
@@ -164,6 +183,11 @@ func TestCancelledBuild(t *testing.T) {
 	if left := processesWith("sleep\x0086399"); left > 0 {
 		t.Errorf("%d processes of the build run on", left)
 	}
+	if left := s.halfMade(); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+	s.must("templates", "delete", "endless")
+	s.leaveNothing(blobs)
 }
 
 // processesWith counts the processes of this host whose command line holds text.
@@ -212,6 +236,16 @@ func TestServerRefusesToStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(short) })
+	readOnly := filepath.Join(short, "read-only")
+	if err := errors.Join(os.Mkdir(readOnly, 0o700), syscall.Mount("tmpfs", readOnly, "tmpfs", syscall.MS_RDONLY, "")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(readOnly, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	data := filepath.Join(short, "data")
 	file := filepath.Join(short, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -229,20 +263,32 @@ func TestServerRefusesToStart(t *testing.T) {
 	}
 	for _, c := range []badInput{
 		{"data directory below a file", serve(filepath.Join(file, "d")), 6, []string{file, "--data-dir"}},
+		{"data directory not writable", serve(readOnly), 6, []string{readOnly, "read-only", "--data-dir"}},
+		{"data directory in a folder that is not writable", serve(filepath.Join(readOnly, "d")), 6, []string{readOnly, "read-only", "--data-dir"}},
 		{"data directory in use", serve(s.dataDir), 4, []string{s.dataDir, "in use"}},
 		{"data directory path too long", serve("/var/tmp/" + strings.Repeat("x", 60)), 2, []string{"data_dir"}},
-		{"port taken", []string{"serve", "--data-dir", short, "--listen", address}, 6, []string{address, "--listen"}},
-		{"bad address", []string{"serve", "--data-dir", short, "--listen", "here"}, 2, []string{"here"}},
-		{"no such configuration", serve(short, "--config", "/nowhere.toml"), 2, []string{"/nowhere.toml"}},
-		{"misspelt key", serve(short, "--config", config("lisen = 'x'\n")), 2, []string{"lisen"}},
-		{"QEMU missing", serve(short, "--config", config("[vm]\nqemu = 'qemu-nowhere'\n")), 6, []string{"qemu-nowhere", "apt-get install qemu-system-x86"}},
-		{"no kernel", serve(short, "--config", config("[vm]\nkernel = '/nowhere/vmlinux'\n")), 2, []string{"/nowhere/vmlinux"}},
-		{"no guest daemon", serve(short, "--config", config("[vm]\nsandboxd = '/nowhere/kiln-sandboxd'\n")), 6, []string{"/nowhere/kiln-sandboxd"}},
+		{"port taken", []string{"serve", "--data-dir", data, "--listen", address}, 6, []string{address, "--listen"}},
+		{"bad address", []string{"serve", "--data-dir", data, "--listen", "here"}, 2, []string{"here"}},
+		{"no such configuration", serve(data, "--config", "/nowhere.toml"), 2, []string{"/nowhere.toml"}},
+		{"misspelt key", serve(data, "--config", config("lisen = 'x'\n")), 2, []string{"lisen"}},
+		{"QEMU missing", serve(data, "--config", config("[vm]\nqemu = 'qemu-nowhere'\n")), 6, []string{"qemu-nowhere", "apt-get install qemu-system-x86"}},
+		{"no kernel", serve(data, "--config", config("[vm]\nkernel = '/nowhere/vmlinux'\n")), 2, []string{"/nowhere/vmlinux", "hint: "}},
+		{"kernel that is none", serve(data, "--config", config("[vm]\nkernel = '/etc/hostname'\n")), 2, []string{"/etc/hostname", "vmlinux"}},
+		{"no guest daemon", serve(data, "--config", config("[vm]\nsandboxd = '/nowhere/kiln-sandboxd'\n")), 6, []string{"/nowhere/kiln-sandboxd"}},
 	} {
 		t.Run(c.name, func(t *testing.T) { s.check(t, c) })
 	}
+	// What is there of a data directory is whole: token, database, folders for blobs.
+	refused := *s
+	refused.dataDir = data
+	if left := append(refused.halfMade(), refused.blobs()...); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+	if left := testkit.LeftOf(data); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
 	t.Run("not root", func(t *testing.T) {
-		cmd := exec.Command("setpriv", "--reuid", "65534", "--clear-groups", filepath.Join(s.bin, "kiln"), "serve", "--data-dir", short)
+		cmd := exec.Command("setpriv", "--reuid", "65534", "--clear-groups", filepath.Join(s.bin, "kiln"), "serve", "--data-dir", data)
 		cmd.Env = s.env()
 		out, err := cmd.CombinedOutput()
 		if err == nil || cmd.ProcessState.ExitCode() != 5 || !strings.Contains(string(out), "root") {

@@ -1,6 +1,7 @@
 package test
 
 import (
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
+
+	"github.com/kilnvm/kiln/internal/api"
 )
 
 // escapes are the control sequences of terminals.
@@ -39,6 +42,24 @@ func TestNewcomer(t *testing.T) {
 		out := own.must("sandbox", "exec", id, "--", "sh", "-c", "cat /srv/app/new /srv/more/file; stat -c '%n %a %u:%g' /srv /srv/app /srv/more")
 		if want := "new\nmore\n/srv 755 0:0\n/srv/app 711 7:8\n/srv/more 750 0:0\n"; out != want {
 			t.Errorf("got\n%swant\n%s", out, want)
+		}
+	})
+	t.Run("a command as JSON", func(t *testing.T) {
+		for _, c := range []struct {
+			command []string
+			want    api.ExecResult
+		}{
+			{[]string{"sh", "-c", "echo out; echo err >&2; exit 3"}, api.ExecResult{Stdout: "out\n", Stderr: "err\n", ExitCode: 3}},
+			{[]string{"sh", "-c", "kill -9 $$"}, api.ExecResult{ExitCode: 137, Signal: "SIGKILL"}},
+			{[]string{"no-such-command"}, api.ExecResult{Stderr: "kiln: command \"no-such-command\" was not found in the sandbox\n", ExitCode: 127}},
+		} {
+			r := s.in(t).kiln(append([]string{"sandbox", "exec", "-o", "json", id, "--"}, c.command...)...)
+			var got api.ExecResult
+			err := json.Unmarshal([]byte(r.stdout), &got)
+			got.DurationMS = 0
+			if err != nil || got != c.want || r.code != c.want.ExitCode || r.stderr != "" {
+				t.Errorf("%q: exit code %d, %v\n%s%s", c.command, r.code, err, r.stdout, r.stderr)
+			}
 		}
 	})
 	t.Run("what became of a sandbox", func(t *testing.T) {
