@@ -158,7 +158,7 @@ func checkTraces(t *testing.T, s *server, c *telemetrytest.Collector, template s
 		t.Errorf("root %+v", root)
 	}
 	steps := telemetrytest.Under(spans, root.ID)
-	for _, want := range []string{"plan", "admit", "network slot", "scratch disk", "restore", "resume", "identity", "post_restore"} {
+	for _, want := range []string{"plan", "admit", "network slot", "network policy", "scratch disk", "restore", "resume", "identity", "post_restore"} {
 		if !slices.Contains(steps, want) {
 			t.Errorf("steps %v, want %q among them", steps, want)
 		}

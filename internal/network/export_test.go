@@ -53,7 +53,10 @@ func (p *Pool) AcquireNew(ctx context.Context, owner string, policy kiln.EgressP
 		return nil, err
 	}
 	s.lend()
-	return s, s.begin(ctx, owner, policy)
+	if err := s.begin(ctx, owner); err != nil {
+		return s, err
+	}
+	return s, s.SetPolicy(policy)
 }
 
 // Settle waits until nothing is being prepared.

@@ -174,12 +174,24 @@ func (p *Pool) Default() kiln.EgressPolicy { return p.opts.Settings.Default }
 
 // Acquire lends a slot to an owner. The policy is in force when it returns.
 func (p *Pool) Acquire(ctx context.Context, owner string, policy kiln.EgressPolicy) (*Slot, error) {
+	slot, err := p.Lend(ctx, owner)
+	if err != nil {
+		return nil, err
+	}
+	if err := slot.SetPolicy(policy); err != nil {
+		return nil, errors.Join(err, slot.Release())
+	}
+	return slot, nil
+}
+
+// Lend lends a slot to an owner. Nothing leaves it until [Slot.SetPolicy] has said what may.
+func (p *Pool) Lend(ctx context.Context, owner string) (*Slot, error) {
 	slot, err := p.take(ctx)
 	if err != nil {
 		return nil, err
 	}
 	slot.lend()
-	if err := slot.begin(ctx, owner, policy); err != nil {
+	if err := slot.begin(ctx, owner); err != nil {
 		return nil, errors.Join(err, slot.Release())
 	}
 	return slot, nil

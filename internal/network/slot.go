@@ -101,11 +101,7 @@ func (s *Slot) lend() {
 }
 
 // begin makes the slot its owner's.
-func (s *Slot) begin(ctx context.Context, owner string, policy kiln.EgressPolicy) error {
-	d, err := s.compile(policy)
-	if err != nil {
-		return err
-	}
+func (s *Slot) begin(ctx context.Context, owner string) error {
 	if err := s.pool.opts.Store.ClaimNetworkSlot(ctx, s.pool.opts.Node, s.number, owner); err != nil {
 		return err
 	}
@@ -115,7 +111,7 @@ func (s *Slot) begin(ctx context.Context, owner string, policy kiln.EgressPolicy
 		return errClosed
 	}
 	s.owner = owner
-	return s.apply(d, false)
+	return nil
 }
 
 func (s *Slot) compile(policy kiln.EgressPolicy) (*Decider, error) {

@@ -10,30 +10,40 @@ import (
 	"github.com/kilnvm/kiln/internal/vmm"
 )
 
-// connect gives b a slot in which its policy is in force, before there is a VM that could
-// send anything.
+// connect gives b a slot, which lets nothing out. It is part of b, so that ending b gives it
+// back.
 func (m *Manager) connect(ctx context.Context, b *box) error {
 	if m.opts.Network == nil {
 		return nil
 	}
-	var slot *network.Slot
-	err := span.Do(ctx, "network slot", func(ctx context.Context) (err error) {
-		slot, err = m.opts.Network.Acquire(ctx, b.id, b.snapshot().Egress)
+	err := span.Do(ctx, "network slot", func(ctx context.Context) error {
+		slot, err := m.opts.Network.Lend(ctx, b.id)
+		if err == nil {
+			b.mu.Lock()
+			b.slot = slot
+			b.mu.Unlock()
+		}
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
-	b.attach(slot)
 	return nil
 }
 
-// attach makes a slot part of b, so that ending b gives it back.
-func (b *box) attach(slot *network.Slot) {
+// permit puts the policy of b into force in its slot, before its guest can send anything.
+func (m *Manager) permit(ctx context.Context, b *box) error {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.slot = slot
-	b.view.Egress = slot.Policy()
+	slot, policy := b.slot, b.view.Egress
+	b.mu.Unlock()
+	if slot == nil {
+		return nil
+	}
+	if err := span.Do(ctx, "network policy", func(context.Context) error { return slot.SetPolicy(policy) }); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	b.change(func(s *kiln.Sandbox) { s.Egress = slot.Policy() })
+	return nil
 }
 
 // disconnect gives back the slot of a box that goes on without a VM. Its policy stays.

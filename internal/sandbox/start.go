@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -80,6 +81,9 @@ func (m *Manager) startVM(ctx context.Context, b *box, requested time.Time) erro
 		return m.restore(ctx, b, snap, requested)
 	}
 	if err := m.connect(ctx, b); err != nil {
+		return err
+	}
+	if err := m.permit(ctx, b); err != nil {
 		return err
 	}
 	return m.bootCold(ctx, b, requested)
@@ -185,16 +189,22 @@ func (m *Manager) clone(ctx context.Context, b *box, snap *kiln.Snapshot) (vmm.M
 	return m.restoreVM(ctx, b, vmm.State{Memory: m.opts.Blobs.Path(snap.Memory.Digest), State: m.opts.Blobs.Path(snap.VMState.Digest)})
 }
 
-// restoreVM starts a VM from a saved state on b's disk. It is paused.
+// restoreVM starts a VM from a saved state on b's disk. It is paused, and b's policy is in
+// force when it returns.
 func (m *Manager) restoreVM(ctx context.Context, b *box, state vmm.State) (machine vmm.Machine, err error) {
+	permitted := make(chan error, 1)
+	go func() { permitted <- m.permit(ctx, b) }()
 	err = span.Do(ctx, "restore", func(ctx context.Context) error {
 		machine, err = m.opts.Driver.Restore(ctx, m.config(b), state)
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("restore: %w", err)
+		err = fmt.Errorf("restore: %w", err)
 	}
-	return machine, nil
+	if err = errors.Join(err, <-permitted); err != nil && machine != nil {
+		return nil, errors.Join(err, machine.Kill())
+	}
+	return machine, err
 }
 
 // awaken lets a paused clone run and become itself. The identity is on its way before the

@@ -388,11 +388,8 @@ func (m *Manager) startWarm(ctx context.Context, b *box, requested time.Time) er
 	ctx, cancel := context.WithTimeout(ctx, m.opts.Limits.RestoreTimeout)
 	defer cancel()
 	machine := b.machine
-	if b.slot != nil {
-		if err := b.slot.SetPolicy(b.snapshot().Egress); err != nil {
-			return fmt.Errorf("network: %w", err)
-		}
-		b.attach(b.slot)
+	if err := m.permit(ctx, b); err != nil {
+		return err
 	}
 	if err := m.awaken(ctx, b, machine); err != nil {
 		return err
