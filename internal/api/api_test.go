@@ -522,4 +522,11 @@ func TestBuildLogEvents(t *testing.T) {
 			t.Errorf("%q: events: %v", query, events)
 		}
 	}
+	const logs = "/v1/templates/builds/bldhello1/logs?offset=1"
+	if _, got := ts.do(t, "GET", logs, "", nil); !strings.Contains(got, "id: 3\ndata: {\"next\":3") {
+		t.Errorf("no ID: %s", got)
+	}
+	if _, got := ts.do(t, "GET", logs, "", nil, "Last-Event-ID", "3"); strings.Count(got, `data: {"next":`) != 1 {
+		t.Errorf("after the ID 3: %s", got)
+	}
 }

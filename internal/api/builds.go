@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"sort"
+	"strconv"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -98,6 +99,7 @@ type (
 		Follow string `query:"follow" doc:"1 waits for more until the build has ended"`
 		Events string `query:"events" doc:"1 adds the records that only displays need: kinds event and begin"`
 		Offset int64  `query:"offset" minimum:"0" doc:"Continue after a line that gave this as next"`
+		Last   int64  `header:"Last-Event-ID" minimum:"0" doc:"The same, from a reader of events whose connection broke; wins over offset"`
 	}
 )
 
@@ -154,12 +156,15 @@ func (s *Server) buildLogs(ctx context.Context, in *logsInput) (*huma.StreamResp
 	if _, _, err := s.opts.Templates.Build(ctx, org, in.ID); err != nil {
 		return nil, err
 	}
-	follow, wantEvents := isSet(in.Follow), isSet(in.Events)
+	follow, wantEvents, offset := isSet(in.Follow), isSet(in.Events), in.Offset
+	if in.Last > 0 {
+		offset = in.Last
+	}
 	return &huma.StreamResponse{Body: func(hctx huma.Context) {
 		r, w := humago.Unwrap(hctx)
 		events := newEvents(r.Context(), w)
 		defer events.Close()
-		for line, err := range s.opts.Templates.Logs(events.Context(), org, in.ID, in.Offset, follow) {
+		for line, err := range s.opts.Templates.Logs(events.Context(), org, in.ID, offset, follow) {
 			if err != nil {
 				_ = events.Send("error", errorFor(r.Context(), s.log, "build log", err))
 				return
@@ -167,7 +172,7 @@ func (s *Server) buildLogs(ctx context.Context, in *logsInput) (*huma.StreamResp
 			if line.Kind.ForDisplay() && !wantEvents {
 				continue
 			}
-			if events.Send("", line) != nil {
+			if events.SendFrom(strconv.FormatInt(line.Next, 10), "", line) != nil {
 				return // the reader has gone
 			}
 		}

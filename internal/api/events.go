@@ -53,8 +53,15 @@ func (e *events) Close() {
 }
 
 // Send writes one event. An empty name leaves the event unnamed.
-func (e *events) Send(name string, data any) error {
+func (e *events) Send(name string, data any) error { return e.SendFrom("", name, data) }
+
+// SendFrom is Send for an event with an ID. A reader whose connection broke, as a browser's
+// EventSource does by itself, sends the last one back in the header Last-Event-ID.
+func (e *events) SendFrom(id, name string, data any) error {
 	var buf bytes.Buffer
+	if id != "" {
+		buf.WriteString("id: " + id + "\n")
+	}
 	if name != "" {
 		buf.WriteString("event: " + name + "\n")
 	}

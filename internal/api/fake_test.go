@@ -449,8 +449,9 @@ func newTestServer(t *testing.T, change func(*Options)) *testServer {
 	return ts
 }
 
-// do sends a request with the test token and returns status and body.
-func (ts *testServer) do(t *testing.T, method, path, contentType string, body io.Reader) (int, string) {
+// do sends a request with the test token, and names and values of more headers in turns. It
+// returns status and body.
+func (ts *testServer) do(t *testing.T, method, path, contentType string, body io.Reader, headers ...string) (int, string) {
 	t.Helper()
 	req, err := http.NewRequest(method, ts.URL+path, body)
 	if err != nil {
@@ -459,6 +460,9 @@ func (ts *testServer) do(t *testing.T, method, path, contentType string, body io
 	req.Header.Set("Authorization", "Bearer "+testToken)
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
+	}
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
 	}
 	resp, err := ts.Client().Do(req)
 	if err != nil {
