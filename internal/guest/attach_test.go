@@ -20,9 +20,10 @@ import (
 	"github.com/kilnvm/kiln/internal/guest"
 )
 
+// The signal is none that a test started by nohup ignores: a shell in it cannot trap that.
 func TestDetachAndAttach(t *testing.T) {
 	c, _ := start(t)
-	p, err := c.Start(t.Context(), guest.Command{Args: []string{"sh", "-c", "read a; echo got $a; trap 'echo hup; exit 7' HUP; while :; do sleep 0.05; done"}, Stdin: neverEnds{}})
+	p, err := c.Start(t.Context(), guest.Command{Args: []string{"sh", "-c", "read a; echo got $a; trap 'echo usr1; exit 7' USR1; while :; do sleep 0.05; done"}, Stdin: neverEnds{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,11 +41,11 @@ func TestDetachAndAttach(t *testing.T) {
 	}
 	go fmt.Fprintln(w, "hello")
 	<-printed
-	if err := c.Signal(t.Context(), p.PID, int(syscall.SIGHUP)); err != nil {
+	if err := c.Signal(t.Context(), p.PID, int(syscall.SIGUSR1)); err != nil {
 		t.Fatal(err)
 	}
 	exit, err := again.Wait(t.Context())
-	if err != nil || exit.Code != 7 || out.String() != "got hello\nhup\n" {
+	if err != nil || exit.Code != 7 || out.String() != "got hello\nusr1\n" {
 		t.Errorf("exit %+v, %v, output %q", exit, err, out.String())
 	}
 	// Its end can still be asked for.
