@@ -90,7 +90,7 @@ func TestHazard02GeneratorsOfPrograms(t *testing.T) {
 	const (
 		program = `mkfifo /run/ask; exec 3<>/run/ask
 awk 'BEGIN { srand() } $1 == "seed" { srand($2); next } { for (i = 0; i < 4; i++) printf "%d ", 1e9 * rand(); print ""; fflush() }' <&3 >/run/said`
-		ask    = "echo next >/run/ask; until test -s /run/said; do sleep 0.05; done; cat /run/said"
+		ask    = `echo next >/run/ask; until read -r line </run/said; do sleep 0.05; done; echo "$line"`
 		reseed = "echo seed $(head -c 4 /dev/urandom | od -An -tu4) >/run/ask"
 	)
 	for name, hook := range map[string]string{"without a hook": "", "with one": reseed} {
