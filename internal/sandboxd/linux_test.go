@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"os"
 	"os/exec"
+	"os/signal"
 	"runtime"
 	"strconv"
 	"strings"
@@ -87,6 +88,9 @@ func TestReloadSignalsOnlyWhatItShould(t *testing.T) {
 	if err := new(Linux).Reload(pidFile, "sleep"); err != nil {
 		t.Errorf("no file: %v", err)
 	}
+	hangUps := make(chan os.Signal, 1) // else the program of a test under nohup ignores them, too
+	signal.Notify(hangUps, unix.SIGHUP)
+	defer signal.Stop(hangUps)
 	cmd := exec.Command("sleep", "1000")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
