@@ -43,7 +43,7 @@ type Driver interface {
 // saved under one is never loaded under another.
 type Info struct {
 	Name    string // "qemu-tcg", "qemu-kvm", "firecracker"
-	Version string // of the VMM program
+	Version string // of the VMM program, and of the machine that the driver has it make
 	CPU     string // fingerprint of what the guest sees as its CPU
 }
 

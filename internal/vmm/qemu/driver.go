@@ -20,6 +20,10 @@ const (
 	TCG = "tcg"
 )
 
+// machineVersion stands for the machine that the driver has QEMU make, and for the kernel's
+// command line: a saved state fits no other. Raise it with every change of either.
+const machineVersion = "2"
+
 // Options configures a driver.
 type Options struct {
 	Binary string // a bare name is looked up in PATH; "" means qemu-system-x86_64
@@ -69,7 +73,7 @@ func New(ctx context.Context, o Options) (*Driver, error) {
 	}
 	d := &Driver{
 		binary: binary, accel: o.Accel, channel: channel, cmdline: cmdline, sandbox: canSandbox(ctx, binary),
-		info: vmm.Info{Name: "qemu-" + o.Accel, Version: version}, counted: o.Restarted, log: o.Log,
+		info: vmm.Info{Name: "qemu-" + o.Accel, Version: version + "+" + machineVersion}, counted: o.Restarted, log: o.Log,
 	}
 	if d.counted == nil {
 		d.counted = func() {}
