@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/span"
 )
 
 // Authenticator tells whose token a request carries.
@@ -73,7 +74,7 @@ func (s *Server) authenticated(next http.Handler) http.Handler {
 				"an administrator of the organisation makes tokens with `kiln tokens create`"))
 			return
 		}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, caller{who, addressOf(r), r.URL.Path, r.Header.Get("Traceparent")})))
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, caller{who, addressOf(r), r.URL.Path, r.Header.Get(span.Header)})))
 	})
 }
 

@@ -193,7 +193,7 @@ func (h *handler) forwardPort(w http.ResponseWriter, r *http.Request, to target,
 		p.Out.Header.Del(HeaderSandboxID)
 		p.Out.Header.Set(HeaderSandboxPort, to.port)
 		if parent := span.Parent(r.Context()); parent != "" {
-			p.Out.Header.Set(headerTraceparent, parent)
+			p.Out.Header.Set(span.Header, parent)
 		}
 		to.forwarded(p)
 		if tokenIsOurs {

@@ -10,9 +10,6 @@ import (
 	"github.com/kilnvm/kiln/internal/span"
 )
 
-// headerTraceparent names the span that a request is part of, as the W3C has it.
-const headerTraceparent = "traceparent"
-
 var errCutOff = errors.New("the answer was cut off")
 
 // traced has serve answer a request within a span. The span says which sandbox the request
@@ -30,7 +27,7 @@ func (h *handler) traced(w http.ResponseWriter, r *http.Request, to target, know
 	}
 	ctx := r.Context()
 	if known {
-		ctx = span.WithParent(ctx, r.Header.Get(headerTraceparent))
+		ctx = span.WithParent(ctx, r.Header.Get(span.Header))
 	}
 	ctx, end := span.Begin(ctx, h.Traces, name, trace.SpanKindServer, attrs...)
 	// A panic is how the reverse proxy cuts an answer off.

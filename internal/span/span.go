@@ -56,19 +56,19 @@ func finish(s trace.Span, err error) error {
 	return err
 }
 
-// traceparent is the name of the only header that a trace travels in.
-const traceparent = "traceparent"
+// Header is the name of the only header that a trace travels in, as the W3C has it.
+const Header = "traceparent"
 
 // Parent returns what names the span of ctx to another process, in the form of the W3C's
 // header traceparent; "" when there is none.
 func Parent(ctx context.Context) string {
 	carrier := propagation.MapCarrier{}
 	propagation.TraceContext{}.Inject(ctx, carrier)
-	return carrier[traceparent]
+	return carrier[Header]
 }
 
 // WithParent returns ctx with the span that a traceparent names. One that is no traceparent
 // names none.
 func WithParent(ctx context.Context, parent string) context.Context {
-	return propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{traceparent: parent})
+	return propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{Header: parent})
 }

@@ -59,19 +59,18 @@ func (m *machine) calm(ctx context.Context) error {
 	if err := idle.Await(ctx, m.PID()); err != nil {
 		return err
 	}
-	for range calmStops {
+	for stops := 1; ; stops++ {
 		m.channel.attend(ctx)
 		if err := m.qmp.run(ctx, "stop", nil); err != nil {
 			return err
 		}
-		if m.driver.accel != TCG || !m.interrupted(ctx) {
-			break
+		if m.driver.accel != TCG || stops == calmStops || !m.interrupted(ctx) {
+			return nil
 		}
 		if err := m.qmp.run(ctx, "cont", nil); err != nil {
 			return err
 		}
 	}
-	return m.qmp.run(ctx, "stop", nil)
 }
 
 // calmStops bounds how often a machine is stopped until no interrupt waits for its CPUs.

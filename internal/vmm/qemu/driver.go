@@ -116,7 +116,7 @@ func (d *Driver) Boot(ctx context.Context, cfg vmm.Config) (vmm.Machine, error) 
 		return nil, err
 	}
 	if d.accel == TCG {
-		m.first = &firstStart{log: d.log.With("vm", cfg.ID), counted: d.counted}
+		m.first = &firstStart{log: d.log.With("vm", cfg.ID)}
 		go m.endAfterReset()
 	}
 	if err := m.qmp.greet(ctx); err != nil {

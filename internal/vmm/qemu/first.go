@@ -54,7 +54,6 @@ const (
 // firstStart is what a machine keeps until its guest has come up.
 type firstStart struct {
 	log      *slog.Logger
-	counted  func() // is told of every restart
 	restarts int
 	writes   int // of the guest to its scratch disk, up to the last restart
 }
@@ -131,7 +130,7 @@ func (m *machine) watchStart(ctx context.Context) error {
 					WithHint("other programs kept its emulated CPUs from running: give this host less to do, or more CPUs")
 			}
 			m.first.restarts++
-			m.first.counted()
+			m.driver.counted()
 			m.first.log.Warn("guest is started again", "reason", why, "restarts", m.first.restarts)
 			err = m.restart(ctx)
 		}

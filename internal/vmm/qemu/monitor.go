@@ -146,15 +146,24 @@ func (m *monitor) do(ctx context.Context, c command) error {
 
 // ask runs a command of the monitor for people and returns what it prints.
 func (m *monitor) ask(ctx context.Context, line string) (text string, err error) {
-	r, err := m.send(command{Execute: "human-monitor-command", Arguments: map[string]any{"command-line": line}})
+	err = m.query(ctx, command{Execute: "human-monitor-command", Arguments: map[string]any{"command-line": line}}, &text)
+	return text, err
+}
+
+// query sends a command and reads what it returns.
+func (m *monitor) query(ctx context.Context, c command, into any) error {
+	r, err := m.send(c)
 	if err != nil {
-		return "", err
+		return err
 	}
 	value, err := r.value(ctx)
 	if err != nil {
-		return "", err
+		return err
 	}
-	return text, json.Unmarshal(value, &text)
+	if err := json.Unmarshal(value, into); err != nil {
+		return fmt.Errorf("%s: %w", c.Execute, err)
+	}
+	return nil
 }
 
 // reply is the answer to a command that was sent.
@@ -187,22 +196,14 @@ func (r reply) value(ctx context.Context) (json.RawMessage, error) {
 
 // writes returns how often the guest has written to a disk.
 func (m *monitor) writes(ctx context.Context, disk string) (int, error) {
-	asked, err := m.send(command{Execute: "query-blockstats"})
-	if err != nil {
-		return 0, err
-	}
-	text, err := asked.value(ctx)
-	if err != nil {
-		return 0, err
-	}
 	var disks []struct {
 		Node  string `json:"node-name"`
 		Stats struct {
 			Writes int `json:"wr_operations"`
 		} `json:"stats"`
 	}
-	if err := json.Unmarshal(text, &disks); err != nil {
-		return 0, fmt.Errorf("query-blockstats: %w", err)
+	if err := m.query(ctx, command{Execute: "query-blockstats"}, &disks); err != nil {
+		return 0, err
 	}
 	for _, d := range disks {
 		if d.Node == disk {

@@ -15,13 +15,13 @@ import (
 
 // A state file is QEMU's migration stream behind a header:
 //
-//	magic    8 bytes   "KILNQEM2"
+//	magic    8 bytes   "KILNQEM1"
 //	length   8 bytes   of the stream, big-endian
 //	digest  32 bytes   SHA-256 of the stream
 //
 // so that an empty, truncated or altered file is refused before QEMU sees any of it.
 const (
-	stateMagic  = "KILNQEM2"
+	stateMagic  = "KILNQEM1"
 	stateHeader = len(stateMagic) + 8 + sha256.Size
 	// maxState is far beyond what devices need; memory is not part of the stream.
 	maxState = 64 << 20
