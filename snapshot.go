@@ -97,6 +97,7 @@ func (k SnapshotKey) Digest() Digest {
 		AddList("env", k.Config.Env).
 		Add("user", k.Config.User).
 		Add("working-dir", k.Config.WorkingDir).
+		AddList("volumes", k.Config.Volumes).
 		AddMap("template-env", k.Env).
 		Add("scratch-mb", strconv.Itoa(k.ScratchMB)).
 		Add("init", k.Init).

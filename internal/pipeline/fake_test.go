@@ -95,8 +95,17 @@ func (s imageStage) Build(ctx context.Context, src kiln.Source, bases []kiln.Bas
 	if _, err := s.enter(ctx, kiln.StageImage); err != nil {
 		return nil, err
 	}
-	return &kiln.Image{Config: kiln.ImageConfig{User: "u"}, Root: &root{s.stages, string(s.Key(src, bases))}}, nil
+	config := kiln.ImageConfig{User: "u"}
+	if cmd, ok := src.Options.Args[cmdArg]; ok {
+		config.Cmd = []string{cmd}
+	}
+	src.Options.Args = maps.Clone(src.Options.Args)
+	delete(src.Options.Args, cmdArg)
+	return &kiln.Image{Config: config, Root: &root{s.stages, string(s.Key(src, bases))}}, nil
 }
+
+// cmdArg is a build argument that only CMD uses, which adds no layer.
+const cmdArg = "CMD"
 
 // root is an image's root filesystem; its content is all that matters.
 type root struct {

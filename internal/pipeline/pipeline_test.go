@@ -174,6 +174,33 @@ func TestRebuildWithoutChangeIsQuickAndMakesNothing(t *testing.T) {
 	}
 }
 
+// TestAnotherConfigIsAChange goes back and forth between two versions whose files are the
+// same: what they run is not.
+func TestAnotherConfigIsAChange(t *testing.T) {
+	r := newRig(t, dataDir(t), nil)
+	build := func(cmd string) *Result {
+		t.Helper()
+		res, err := r.Create(t.Context(), org, NewTemplate{
+			Name: "a", Context: archive(t, nil), Options: kiln.BuildOptions{Args: map[string]string{cmdArg: cmd}}, Replace: true,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res
+	}
+	one, two := r.ready(t, build("one")), r.ready(t, build("two"))
+	if one.Rootfs != two.Rootfs {
+		t.Fatal("the versions have different files")
+	}
+	res := build("one")
+	if v := r.ready(t, res); res.Unchanged || v.Number != 3 || !slices.Equal(v.Config.Cmd, []string{"one"}) {
+		t.Errorf("unchanged %v, version %d runs %q", res.Unchanged, v.Number, v.Config.Cmd)
+	}
+	if res := build("one"); !res.Unchanged {
+		t.Error("the same was built again")
+	}
+}
+
 func TestDamagedArtifactsAreMadeAgain(t *testing.T) {
 	r := newRig(t, dataDir(t), nil)
 	v := r.ready(t, r.create(t, "a", nil))

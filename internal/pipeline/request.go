@@ -241,7 +241,10 @@ func (s *Service) unchanged(ctx context.Context, t *kiln.Template, v *kiln.Versi
 	}
 	var b built
 	ok, err := s.opts.Store.CachedStage(ctx, kiln.StageRootfs, k.rootfs, &b)
-	if err != nil || !ok || b.Rootfs.Digest != current.Rootfs.Digest || s.opts.Blobs.Check(ctx, b.Rootfs) != nil {
+	if err != nil || !ok || b.Rootfs.Digest != current.Rootfs.Digest || !reflect.DeepEqual(b.Config, current.Config) {
+		return nil
+	}
+	if s.opts.Blobs.Check(ctx, b.Rootfs) != nil {
 		return nil
 	}
 	size, err := s.opts.Sizes.ByName(current.DefaultSize())
