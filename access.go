@@ -57,6 +57,10 @@ type Token struct {
 	ExpiresAt time.Time `json:"expires_at,omitzero"` // zero: never
 }
 
+// TokenPrefix begins the secret of every token, so that people, secret scanners and the
+// proxy recognise one.
+const TokenPrefix = "kiln_"
+
 // MaxTokenName is the longest name of a token in bytes.
 const MaxTokenName = 128
 

@@ -19,7 +19,9 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"path"
+	"slices"
 	"strings"
+	"unicode"
 
 	"go.opentelemetry.io/otel/trace"
 
@@ -94,7 +96,13 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusForbidden, id, r.URL.Path+" is reserved for the host")
 		return
 	}
-	who, known := h.caller(r)
+	who, known, err := h.caller(r)
+	if err != nil { // whose token it is cannot be told, and it is not taken for nobody's
+		h.Log.ErrorContext(r.Context(), "authentication", "sandbox", id, "err", err)
+		w.Header().Set("Retry-After", "5")
+		refuse(w, http.StatusServiceUnavailable, id, "the token cannot be checked at the moment")
+		return
+	}
 	h.traced(w, r, to, known, func(w http.ResponseWriter, r *http.Request) { h.pass(w, r, to, who, known) })
 }
 
@@ -118,7 +126,7 @@ func (h *handler) pass(w http.ResponseWriter, r *http.Request, to target, who ki
 	case public && to.port == DaemonPort: // with what they bring themselves
 		h.forward(w, r, id, daemon.Anonymous())
 	case public:
-		h.forwardPort(w, r, to, daemon, known)
+		h.forwardPort(w, r, to, daemon)
 	case who.OrgID != org: // to whom it does not exist
 		refuse(w, http.StatusBadGateway, id, "the sandbox was not found or has ended")
 	case !who.Allows(scopeOf(r)):
@@ -126,18 +134,23 @@ func (h *handler) pass(w http.ResponseWriter, r *http.Request, to target, who ki
 	case to.port == DaemonPort: // the owner, with the sandbox's access token
 		h.forward(w, r, id, daemon.Transport())
 	default:
-		h.forwardPort(w, r, to, daemon, known)
+		h.forwardPort(w, r, to, daemon)
 	}
 }
 
-// caller returns whose Kiln token r carries, if it carries one.
-func (h *handler) caller(r *http.Request) (kiln.Principal, bool) {
-	token := tokenOf(r)
-	if token == "" {
-		return kiln.Principal{}, false
+// caller returns whose Kiln token r carries, if it carries one. Beside a token in one header
+// the other may hold a credential of the service's: each is tried.
+func (h *handler) caller(r *http.Request) (who kiln.Principal, known bool, err error) {
+	for _, token := range tokensOf(r.Header) {
+		who, err := h.Auth.Authenticate(r.Context(), token)
+		if err == nil {
+			return who, true, nil
+		}
+		if kiln.CodeOf(err) != kiln.CodeUnauthorized {
+			return kiln.Principal{}, false, err
+		}
 	}
-	who, err := h.Auth.Authenticate(r.Context(), token)
-	return who, err == nil
+	return kiln.Principal{}, false, nil
 }
 
 func scopeOf(r *http.Request) kiln.Scope {
@@ -152,10 +165,11 @@ func (h *handler) forward(w http.ResponseWriter, r *http.Request, id string, tra
 	proxy := h.reverse(id, transport)
 	proxy.Rewrite = func(p *httputil.ProxyRequest) {
 		p.Out.URL.Scheme, p.Out.URL.Host = "http", "sandbox"
+		stripTokens(p.Out.Header)
 		for _, name := range []string{HeaderSandboxID, HeaderSandboxPort, HeaderToken} {
 			p.Out.Header.Del(name)
 		}
-		if isBearer(p.Out) {
+		if isBearer(p.Out.Header.Get("Authorization")) {
 			p.Out.Header.Del("Authorization")
 		}
 	}
@@ -185,7 +199,7 @@ func (h *handler) reverse(id string, transport http.RoundTripper) *httputil.Reve
 
 // forwardPort passes a request on to a service in the sandbox, which the daemon reaches. It
 // checks for itself what it is shown; a Kiln token is for Kiln and is not shown to it.
-func (h *handler) forwardPort(w http.ResponseWriter, r *http.Request, to target, daemon *guest.Client, tokenIsOurs bool) {
+func (h *handler) forwardPort(w http.ResponseWriter, r *http.Request, to target, daemon *guest.Client) {
 	proxy := h.reverse(to.id, daemon.Anonymous())
 	proxy.Rewrite = func(p *httputil.ProxyRequest) {
 		p.Out.URL.Scheme, p.Out.URL.Host = "http", "sandbox"
@@ -196,12 +210,7 @@ func (h *handler) forwardPort(w http.ResponseWriter, r *http.Request, to target,
 			p.Out.Header.Set(span.Header, parent)
 		}
 		to.forwarded(p)
-		if tokenIsOurs {
-			p.Out.Header.Del(HeaderToken)
-		}
-		if tokenIsOurs && isBearer(p.Out) {
-			p.Out.Header.Del("Authorization")
-		}
+		stripTokens(p.Out.Header)
 	}
 	proxy.ModifyResponse = func(resp *http.Response) error {
 		to.confine(resp, r.Host)
@@ -220,16 +229,35 @@ func hostOnly(p string) bool {
 	return false
 }
 
-func tokenOf(r *http.Request) string {
-	if isBearer(r) {
-		_, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-		return strings.TrimSpace(token)
+// tokensOf returns the Kiln tokens that a request shows.
+func tokensOf(header http.Header) []string {
+	var tokens []string
+	if value := header.Get("Authorization"); isBearer(value) {
+		_, token, _ := strings.Cut(value, " ")
+		tokens = append(tokens, strings.TrimSpace(token))
 	}
-	return r.Header.Get(HeaderToken)
+	tokens = append(tokens, header.Get(HeaderToken))
+	return slices.DeleteFunc(tokens, func(s string) bool { return !strings.HasPrefix(s, kiln.TokenPrefix) })
 }
 
-func isBearer(r *http.Request) bool {
-	scheme, _, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+// stripTokens takes whatever looks like a Kiln token out of the headers that carry them, be
+// it valid or not.
+func stripTokens(header http.Header) {
+	for _, name := range []string{"Authorization", HeaderToken} {
+		header[name] = slices.DeleteFunc(header[name], holdsToken)
+		if len(header[name]) == 0 {
+			delete(header, name)
+		}
+	}
+}
+
+func holdsToken(value string) bool {
+	words := strings.FieldsFunc(value, func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune(`,;:="`, r) })
+	return slices.ContainsFunc(words, func(word string) bool { return strings.HasPrefix(word, kiln.TokenPrefix) })
+}
+
+func isBearer(authorization string) bool {
+	scheme, _, _ := strings.Cut(authorization, " ")
 	return strings.EqualFold(scheme, "Bearer")
 }
 

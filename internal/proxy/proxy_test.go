@@ -3,6 +3,7 @@ package proxy_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -19,7 +20,7 @@ import (
 	"github.com/kilnvm/kiln/internal/proxy"
 )
 
-// world is one organisation "ours" with the token "good" and one sandbox "ibox", whose
+// world is one organisation "ours" with the token "kiln_good" and one sandbox "ibox", whose
 // daemon tells what it was asked and with which access token.
 type world struct{ daemon *guest.Client }
 
@@ -32,12 +33,15 @@ func (w world) Lookup(_ context.Context, id string) (string, *guest.Client, erro
 
 func (world) Authenticate(_ context.Context, token string) (kiln.Principal, error) {
 	switch token {
-	case "good":
+	case "kiln_good":
 		return kiln.Principal{OrgID: "ours", Scopes: []kiln.Scope{kiln.ScopeSandboxesWrite}}, nil
-	case "reader":
+	case "kiln_reader":
 		return kiln.Principal{OrgID: "ours", Scopes: []kiln.Scope{kiln.ScopeSandboxesRead}}, nil
-	case "foreign":
+	case "kiln_foreign":
 		return kiln.Principal{OrgID: "theirs", Scopes: []kiln.Scope{kiln.ScopeAdmin}}, nil
+	}
+	if token == "kiln_broken" {
+		return kiln.Principal{}, errors.New("the database does not answer")
 	}
 	return kiln.Principal{}, kiln.Errorf(kiln.CodeUnauthorized, "wrong token")
 }
@@ -78,7 +82,7 @@ func startTraced(t *testing.T, traces trace.TracerProvider) *httptest.Server {
 			fmt.Fprintf(w, "%s ", port)
 		}
 		fmt.Fprintf(w, "%s token=%s user=%s leaked=%s%s", r.URL.Path, r.Header.Get("X-Access-Token"),
-			r.Header.Get("Authorization"), r.Header.Get(proxy.HeaderToken), r.Header.Get(proxy.HeaderSandboxID))
+			strings.Join(r.Header["Authorization"], "|"), strings.Join(r.Header[proxy.HeaderToken], "|"), r.Header.Get(proxy.HeaderSandboxID))
 	}))
 	t.Cleanup(daemon.Close)
 	client := guest.New(func(ctx context.Context) (net.Conn, error) {
@@ -119,12 +123,12 @@ func TestProxy(t *testing.T) {
 	}{
 		{"no sandbox named", "/v1/templates", "", nil, 200, "api"},
 		{"other host", "/", "49983-ibox.other.test", nil, 200, "api"},
-		{"owner by key", "/files", "", box(header{"X-API-Key": "good"}), 200, "/files token=secret user= leaked="},
-		{"owner by bearer", "/files", "", box(header{"Authorization": "Bearer good"}), 200, "/files token=secret user= leaked="},
-		{"owner with a user", "/files", "", box(header{"X-API-Key": "good", "Authorization": "Basic bWU6"}), 200, "/files token=secret user=Basic bWU6 leaked="},
+		{"owner by key", "/files", "", box(header{"X-API-Key": "kiln_good"}), 200, "/files token=secret user= leaked="},
+		{"owner by bearer", "/files", "", box(header{"Authorization": "Bearer kiln_good"}), 200, "/files token=secret user= leaked="},
+		{"owner with a user", "/files", "", box(header{"X-API-Key": "kiln_good", "Authorization": "Basic bWU6"}), 200, "/files token=secret user=Basic bWU6 leaked="},
 		{"nobody gets no token", "/files", "", box(nil), 200, "/files token= user= leaked="},
-		{"to another organisation it does not exist", "/files", "", box(header{"X-API-Key": "foreign"}), 502, ""},
-		{"reading token reads", "/files", "", box(header{"X-API-Key": "reader"}), 200, "/files token=secret user= leaked="},
+		{"to another organisation it does not exist", "/files", "", box(header{"X-API-Key": "kiln_foreign"}), 502, ""},
+		{"reading token reads", "/files", "", box(header{"X-API-Key": "kiln_reader"}), 200, "/files token=secret user= leaked="},
 		{"wrong token gets no token", "/files", "", box(header{"X-API-Key": "bad"}), 200, "/files token= user= leaked="},
 		{"own access token", "/files", "", box(header{"X-Access-Token": "mine"}), 200, "/files token=mine user= leaked="},
 		{"by host name", "/health", "49983-ibox.box.test:7070", nil, 200, "/health token= user= leaked="},
@@ -133,31 +137,31 @@ func TestProxy(t *testing.T) {
 		{"other port", "/x", "", port(nil), 200, "8080 /x token= user= leaked="},
 		{"other port, paths are the service's", "/init", "", port(nil), 200, "8080 /init token= user= leaked="},
 		{"other port by host name", "/", "8080-ibox.box.test", nil, 200, "8080 / token= user= leaked="},
-		{"other port sees no Kiln token", "/", "", port(header{"X-API-Key": "foreign", "Authorization": "Bearer good"}), 200, "8080 / token= user= leaked="},
+		{"other port sees no Kiln token", "/", "", port(header{"X-API-Key": "kiln_foreign", "Authorization": "Bearer kiln_good"}), 200, "8080 / token= user= leaked="},
 		{"other port sees its own token", "/", "", port(header{"Authorization": "Bearer app"}), 200, "8080 / token= user=Bearer app leaked="},
 		{"other port of an unknown sandbox", "/", "", header{proxy.HeaderSandboxID: "igone", proxy.HeaderSandboxPort: "8080"}, 502, ""},
 		{"no port", "/", "", header{proxy.HeaderSandboxID: "ibox", proxy.HeaderSandboxPort: "70000"}, 400, ""},
 		{"no port in the host name", "/", "web-ibox.box.test", nil, 400, ""},
-		{"by path", below + "/x%2Fy/?q", "", header{"Authorization": "Bearer good"}, 200, "8080 /x/y/ token= user= leaked="},
-		{"by path, the root", below + "/", "", header{"X-API-Key": "good"}, 200, "8080 / token= user= leaked="},
-		{"by path, without the slash", below, "", header{"X-API-Key": "good"}, 200, "api"},
-		{"by path, escaped", "/v1/sandboxes/ibox/%70orts/8080/", "", header{"X-API-Key": "good"}, 200, "api"},
-		{"by path with a reading token", below + "/", "", header{"X-API-Key": "reader"}, 200, "8080 / token= user= leaked="},
-		{"by path, a connection with a reading token", below + "/", "", header{"X-API-Key": "reader", "Connection": "Upgrade", "Upgrade": "websocket"}, 403, ""},
+		{"by path", below + "/x%2Fy/?q", "", header{"Authorization": "Bearer kiln_good"}, 200, "8080 /x/y/ token= user= leaked="},
+		{"by path, the root", below + "/", "", header{"X-API-Key": "kiln_good"}, 200, "8080 / token= user= leaked="},
+		{"by path, without the slash", below, "", header{"X-API-Key": "kiln_good"}, 200, "api"},
+		{"by path, escaped", "/v1/sandboxes/ibox/%70orts/8080/", "", header{"X-API-Key": "kiln_good"}, 200, "api"},
+		{"by path with a reading token", below + "/", "", header{"X-API-Key": "kiln_reader"}, 200, "8080 / token= user= leaked="},
+		{"by path, a connection with a reading token", below + "/", "", header{"X-API-Key": "kiln_reader", "Connection": "Upgrade", "Upgrade": "websocket"}, 403, ""},
 		{"by path without a token", below + "/", "", nil, 401, ""},
 		{"by path with a wrong token", below + "/", "", header{"X-API-Key": "bad"}, 401, ""},
-		{"by path from another organisation", below + "/", "", header{"X-API-Key": "foreign"}, 502, ""},
-		{"by path, unknown sandbox", "/v1/sandboxes/igone/ports/80/", "", header{"X-API-Key": "good"}, 502, ""},
+		{"by path from another organisation", below + "/", "", header{"X-API-Key": "kiln_foreign"}, 502, ""},
+		{"by path, unknown sandbox", "/v1/sandboxes/igone/ports/80/", "", header{"X-API-Key": "kiln_good"}, 502, ""},
 		{"by path, unknown sandbox without a token", "/v1/sandboxes/igone/ports/80/", "", nil, 401, ""},
-		{"by path, no port", "/v1/sandboxes/ibox/ports/0/", "", header{"X-API-Key": "good"}, 400, ""},
-		{"by path, the daemon", "/v1/sandboxes/ibox/ports/49983/files", "", header{"X-API-Key": "good"}, 200, "/files token=secret user= leaked="},
+		{"by path, no port", "/v1/sandboxes/ibox/ports/0/", "", header{"X-API-Key": "kiln_good"}, 400, ""},
+		{"by path, the daemon", "/v1/sandboxes/ibox/ports/49983/files", "", header{"X-API-Key": "kiln_good"}, 200, "/files token=secret user= leaked="},
 		{"by path, the daemon without a token", "/v1/sandboxes/ibox/ports/49983/files", "", nil, 401, ""},
-		{"by path, init", "/v1/sandboxes/ibox/ports/49983/init", "", header{"X-API-Key": "good"}, 403, ""},
-		{"by path, init, disguised", "/v1/sandboxes/ibox/ports/49983/%69nit/.", "", header{"X-API-Key": "good"}, 403, ""},
-		{"init", "/init", "", box(header{"X-API-Key": "good"}), 403, ""},
-		{"init, disguised", "/x/..//init/", "", box(header{"X-API-Key": "good"}), 403, ""},
-		{"quiesce", "/quiesce", "", box(header{"X-API-Key": "good"}), 403, ""},
-		{"root", "/root", "", box(header{"X-API-Key": "good"}), 403, ""},
+		{"by path, init", "/v1/sandboxes/ibox/ports/49983/init", "", header{"X-API-Key": "kiln_good"}, 403, ""},
+		{"by path, init, disguised", "/v1/sandboxes/ibox/ports/49983/%69nit/.", "", header{"X-API-Key": "kiln_good"}, 403, ""},
+		{"init", "/init", "", box(header{"X-API-Key": "kiln_good"}), 403, ""},
+		{"init, disguised", "/x/..//init/", "", box(header{"X-API-Key": "kiln_good"}), 403, ""},
+		{"quiesce", "/quiesce", "", box(header{"X-API-Key": "kiln_good"}), 403, ""},
+		{"root", "/root", "", box(header{"X-API-Key": "kiln_good"}), 403, ""},
 		{"shutdown", "/shutdown", "", box(nil), 403, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -189,6 +193,84 @@ func TestProxy(t *testing.T) {
 				t.Errorf("the body of an error is %s", text)
 			}
 		})
+	}
+}
+
+// Whatever the two headers hold together, Kiln's tokens do not reach the sandbox, and a
+// service's own credentials do.
+func TestTokensStayOutside(t *testing.T) {
+	s := start(t)
+	const path, host, daemon = "by path", "by host", "the daemon"
+	const anybody = -1 // no token that Kiln knows
+	// whose a credential is: the status by path of whoever has it
+	authorizations := map[string]int{
+		"": anybody, "Bearer kiln_good": 200, "bearer  kiln_good": 200, "Bearer kiln_foreign": 502, "Bearer kiln_expired": anybody,
+		"Bearer kiln_broken": 503, "Bearer app": anybody, "Basic YXBwOg==": anybody, "kiln_good": anybody, "Token kiln_good": anybody,
+		"Token token=\"kiln_good\"": anybody, "Bearer app,kiln_good": anybody,
+	}
+	keys := map[string]int{"": anybody, "kiln_good": 200, "kiln_foreign": 502, "kiln_expired": anybody, "kiln_broken": 503, "app": anybody}
+	for authorization, first := range authorizations {
+		for key, second := range keys {
+			for _, way := range []string{path, host, daemon} {
+				name := fmt.Sprintf("%q, %q, %s", authorization, key, way)
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL+"/", nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				switch way {
+				case path:
+					req.URL.Path = below + "/"
+				case host:
+					req.Host = "8080-ibox.box.test"
+				case daemon:
+					req.Host = "49983-ibox.box.test"
+				}
+				if authorization != "" {
+					req.Header.Set("Authorization", authorization)
+				}
+				if key != "" {
+					req.Header.Set("X-API-Key", key)
+				}
+				resp, err := http.DefaultClient.Do(req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				text, _ := io.ReadAll(resp.Body)
+				resp.Body.Close()
+				if strings.Contains(string(text), "kiln_") {
+					t.Errorf("%s: the sandbox saw %s", name, text)
+				}
+				want := first
+				if first == anybody {
+					want = second
+				}
+				switch {
+				case want == anybody && way == path:
+					want = 401
+				case want == anybody, way == host && want == 502: // services are open
+					want = 200
+				}
+				if resp.StatusCode != want {
+					t.Errorf("%s: %d %s, want %d", name, resp.StatusCode, text, want)
+				}
+				if want != 200 {
+					continue
+				}
+				kept := func(credential string) string {
+					if strings.Contains(credential, "kiln_") || way == daemon && strings.HasPrefix(credential, "Bearer") {
+						return ""
+					}
+					return credential
+				}
+				shown := "user=" + kept(authorization) + " leaked="
+				if way != daemon { // which knows no keys
+					shown += kept(key)
+				}
+				if !strings.HasSuffix(string(text), shown) {
+					t.Errorf("%s: the sandbox saw %s, want %s", name, text, shown)
+				}
+			}
+		}
 	}
 }
 
@@ -224,7 +306,7 @@ func TestAnswersAreConfined(t *testing.T) {
 				t.Fatal(err)
 			}
 			req.Host = ask.host
-			req.Header.Set("X-API-Key", "good")
+			req.Header.Set("X-API-Key", "kiln_good")
 			req.Header.Set("X-Forwarded-Prefix", "/forged")
 			resp, err := http.DefaultTransport.RoundTrip(req)
 			if err != nil {
@@ -251,7 +333,7 @@ func TestAnswersBeforeTheEndOfTheRequest(t *testing.T) {
 			}
 			req.Header.Set(proxy.HeaderSandboxID, "ibox")
 			req.Header.Set(proxy.HeaderSandboxPort, port)
-			req.Header.Set("Authorization", "Bearer good")
+			req.Header.Set("Authorization", "Bearer kiln_good")
 			go func() {
 				if _, err := io.WriteString(feed, "first "); err != nil {
 					t.Error(err)

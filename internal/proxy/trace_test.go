@@ -25,14 +25,14 @@ func TestTraces(t *testing.T) {
 		own              bool // the span is part of the client's trace
 		failed           bool
 	}{
-		{"the daemon, its owner", "/process.Process/Start?hidden", "49983", map[string]string{"X-API-Key": "good"}, "sandbox daemon", "200", "/process.Process/Start", true, false},
+		{"the daemon, its owner", "/process.Process/Start?hidden", "49983", map[string]string{"X-API-Key": "kiln_good"}, "sandbox daemon", "200", "/process.Process/Start", true, false},
 		{"the daemon, by its own token", "/files?hidden", "49983", map[string]string{"X-Access-Token": "hidden"}, "sandbox daemon", "200", "/files", false, false},
-		{"a service, its owner", "/hidden?hidden", "8080", map[string]string{"Authorization": "Bearer good"}, "sandbox port", "200", "", true, false},
+		{"a service, its owner", "/hidden?hidden", "8080", map[string]string{"Authorization": "Bearer kiln_good"}, "sandbox port", "200", "", true, false},
 		{"a service, a stranger", "/hidden?hidden", "8080", map[string]string{"Authorization": "Bearer hidden"}, "sandbox port", "200", "", false, false},
 		{"by path without a token", below + "/hidden", "", nil, "sandbox port", "401", "", false, false},
-		{"another organisation", "/files", "49983", map[string]string{"X-API-Key": "foreign"}, "sandbox daemon", "502", "/files", true, true},
-		{"an answer that is cut off", "/cut", "8080", map[string]string{"X-API-Key": "good"}, "sandbox port", "", "", true, true},
-		{"no sandbox", "/v1/templates", "", map[string]string{"X-API-Key": "good"}, "", "200", "", false, false},
+		{"another organisation", "/files", "49983", map[string]string{"X-API-Key": "kiln_foreign"}, "sandbox daemon", "502", "/files", true, true},
+		{"an answer that is cut off", "/cut", "8080", map[string]string{"X-API-Key": "kiln_good"}, "sandbox port", "", "", true, true},
+		{"no sandbox", "/v1/templates", "", map[string]string{"X-API-Key": "kiln_good"}, "", "200", "", false, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			collector := telemetrytest.New(t)

@@ -14,9 +14,6 @@ import (
 	"github.com/kilnvm/kiln"
 )
 
-// tokenPrefix lets people and secret scanners recognise a token.
-const tokenPrefix = "kiln_"
-
 func hashToken(secret string) string {
 	sum := sha256.Sum256([]byte(secret))
 	return hex.EncodeToString(sum[:])
@@ -26,7 +23,7 @@ func hashToken(secret string) string {
 func (s *Store) CreateToken(ctx context.Context, t kiln.Token) (secret string, err error) {
 	var b [32]byte
 	_, _ = rand.Read(b[:]) // never fails: crypto/rand.Read aborts the program instead
-	secret = tokenPrefix + base64.RawURLEncoding.EncodeToString(b[:])
+	secret = kiln.TokenPrefix + base64.RawURLEncoding.EncodeToString(b[:])
 	err = s.write(ctx, func(ctx context.Context, tx *txn) error {
 		var taken int
 		if err := tx.QueryRowContext(ctx, `SELECT COUNT(*) FROM tokens WHERE org_id = ? AND name = ?`, t.OrgID, t.Name).Scan(&taken); err != nil {
