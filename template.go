@@ -166,12 +166,29 @@ func ParseTemplateRef(s string) (TemplateRef, error) {
 	return TemplateRef{NameOrID: s}, nil
 }
 
-func (r TemplateRef) String() string {
+// ParseWholeTemplate parses a reference for a command that concerns no single version, as
+// why says. A pin would be a wish that is not obeyed, so it is refused.
+func ParseWholeTemplate(s, command, why string) (nameOrID string, err error) {
+	r, err := ParseTemplateRef(s)
+	if err != nil {
+		return "", err
+	}
+	if pin := r.Pin(); pin != "" {
+		return "", Errorf(CodeInvalid, "template %q: %q has no meaning here, since %s", s, pin, why).
+			WithHint("without it: kiln %s %s", command, r.NameOrID)
+	}
+	return r.NameOrID, nil
+}
+
+// Pin returns what pins the reference, "@3" or ":v1", or "".
+func (r TemplateRef) Pin() string {
 	switch {
 	case r.Version > 0:
-		return r.NameOrID + "@" + strconv.Itoa(r.Version)
+		return "@" + strconv.Itoa(r.Version)
 	case r.Tag != "":
-		return r.NameOrID + ":" + r.Tag
+		return ":" + r.Tag
 	}
-	return r.NameOrID
+	return ""
 }
+
+func (r TemplateRef) String() string { return r.NameOrID + r.Pin() }

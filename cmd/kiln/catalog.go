@@ -69,7 +69,7 @@ func (a *app) createSandbox(ctx context.Context, c *client.Client, req api.Creat
 func (a *app) templatesSmoke() *cobra.Command {
 	var size string
 	cmd := &cobra.Command{
-		Use: "smoke NAME", Short: "Run a template's smoke command in a sandbox of its own", Args: cobra.ExactArgs(1),
+		Use: "smoke NAME[@N]", Short: "Run a template's smoke command in a sandbox of its own", Args: cobra.ExactArgs(1),
 		Long: `Run the smoke command of a template's metadata in a sandbox of its own, and exit with
 its code: 0 says that what the template promises is there.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -94,11 +94,11 @@ its code: 0 says that what the template promises is there.`,
 	return cmd
 }
 
-// smokeOf returns the smoke command of the version that sandboxes start from, else of the
-// newest.
+// smokeOf returns the smoke command of the pinned version or of the one that sandboxes start
+// from, else of the newest.
 func smokeOf(t *api.TemplateDetail) string {
 	for _, v := range t.Versions {
-		if v.Number == t.Version || t.Version == 0 {
+		if t.Pinned > 0 || v.Number == t.Version || t.Version == 0 {
 			return v.Metadata.Smoke
 		}
 	}

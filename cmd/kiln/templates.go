@@ -35,7 +35,7 @@ func shownVersion(t api.Template) int {
 
 func (a *app) templatesShow() *cobra.Command {
 	return &cobra.Command{
-		Use: "show NAME", Short: "Show one template, its versions and where the time of its newest build went", Args: cobra.ExactArgs(1),
+		Use: "show NAME[@N]", Short: "Show one template, its versions and where the time of its newest build went", Args: cobra.ExactArgs(1),
 		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			t, err := c.GetTemplate(cmd.Context(), args[0])
 			if err != nil {
@@ -53,10 +53,13 @@ func (a *app) printTemplate(t *api.TemplateDetail) error {
 	rows := [][]string{
 		{"name", t.Name}, {"id", t.ID}, {"status", string(t.Status)}, {"version", strconv.Itoa(t.Version)}, {"built-in", yesNo(t.BuiltIn)},
 	}
+	if t.Pinned > 0 {
+		rows = append(rows, []string{"shown version", strconv.Itoa(t.Pinned)})
+	}
 	var shown *kiln.Version
 	minSize := ""
 	for _, v := range t.Versions {
-		if v.Number == shownVersion(t.Template) {
+		if t.Pinned > 0 || v.Number == shownVersion(t.Template) {
 			shown, minSize = v, v.Metadata.MinSize
 		}
 	}
@@ -92,15 +95,19 @@ func (a *app) printTemplate(t *api.TemplateDetail) error {
 	if err := table(a.stdout, rows); err != nil {
 		return err
 	}
-	if len(t.Latest.Stages) > 0 {
-		fmt.Fprintf(a.stdout, "\nstages of version %d:\n", t.Latest.Version)
-		if err := stageTable(a.stdout, t.Latest.Stages); err != nil {
+	version, stages, failure := t.Latest.Version, t.Latest.Stages, t.BuildError
+	if t.Pinned > 0 {
+		version, stages, failure = shown.Number, shown.Stages, shown.BuildError
+	}
+	if len(stages) > 0 {
+		fmt.Fprintf(a.stdout, "\nstages of version %d:\n", version)
+		if err := stageTable(a.stdout, stages); err != nil {
 			return err
 		}
 	}
-	if t.BuildError != nil {
+	if failure != nil {
 		fmt.Fprintln(a.stdout)
-		printBuildError(a.stdout, t.BuildError)
+		printBuildError(a.stdout, failure)
 	}
 	return nil
 }
@@ -122,9 +129,9 @@ func (a *app) templatesDelete() *cobra.Command {
 
 func (a *app) templatesCancel() *cobra.Command {
 	return &cobra.Command{
-		Use: "cancel NAME|BUILD", Short: "Stop the build of a template", Args: cobra.ExactArgs(1),
+		Use: "cancel NAME[@N]|BUILD", Short: "Stop the newest build of a template that has not ended, or that of a version", Args: cobra.ExactArgs(1),
 		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
-			b, err := findBuild(cmd.Context(), c, args[0])
+			b, err := findBuild(cmd.Context(), c, args[0], func(v *kiln.Version) bool { return !v.Status.Terminal() })
 			if err != nil {
 				return err
 			}
@@ -137,10 +144,16 @@ func (a *app) templatesCancel() *cobra.Command {
 	}
 }
 
-// findBuild returns the build with that ID, or the newest one of the template.
-func findBuild(ctx context.Context, c *client.Client, ref string) (*api.Build, error) {
+// findBuild returns the build with that ID, or of the template the one of the pinned version,
+// else the newest one that is wanted, else the newest.
+func findBuild(ctx context.Context, c *client.Client, ref string, wanted func(*kiln.Version) bool) (*api.Build, error) {
 	t, err := c.GetTemplate(ctx, ref)
 	if err == nil {
+		for _, v := range t.Versions {
+			if t.Pinned > 0 || wanted(v) {
+				return c.GetBuild(ctx, v.BuildID)
+			}
+		}
 		return &t.Latest, nil
 	}
 	if kiln.CodeOf(err) != kiln.CodeNotFound {
@@ -156,9 +169,9 @@ func findBuild(ctx context.Context, c *client.Client, ref string) (*api.Build, e
 func (a *app) templatesLogs() *cobra.Command {
 	var o client.LogOptions
 	cmd := &cobra.Command{
-		Use: "logs NAME|BUILD", Short: "Print the log of a template's newest build", Args: cobra.ExactArgs(1),
+		Use: "logs NAME[@N]|BUILD", Short: "Print the log of a template's newest build, or of that of a version", Args: cobra.ExactArgs(1),
 		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
-			b, err := findBuild(cmd.Context(), c, args[0])
+			b, err := findBuild(cmd.Context(), c, args[0], func(*kiln.Version) bool { return true })
 			if err != nil {
 				return err
 			}

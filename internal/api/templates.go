@@ -28,7 +28,7 @@ type Templates interface {
 	// UpdateQuota changes what new sandboxes of a template get.
 	UpdateQuota(ctx context.Context, orgID, ref string, change func(*kiln.Quota)) (*kiln.Template, error)
 	List(ctx context.Context, orgID string) ([]*kiln.Template, error)
-	// Get returns a template and its versions, newest first.
+	// Get returns a template and its versions, newest first, or the one that ref pins.
 	Get(ctx context.Context, orgID, ref string) (*kiln.Template, []*kiln.Version, error)
 	Delete(ctx context.Context, orgID, ref string) error
 	// Build returns one version by its build ID, with its template.
@@ -126,7 +126,8 @@ type Template struct {
 // TemplateDetail is a template with all its versions.
 type TemplateDetail struct {
 	Template
-	Versions []*kiln.Version `json:"versions" doc:"Newest first"`
+	Versions []*kiln.Version `json:"versions" doc:"Newest first, or the one that the request pins"`
+	Pinned   int             `json:"pinned,omitempty" doc:"The version that the request pins"`
 }
 
 func templateOf(sizes kiln.SizeTable, t *kiln.Template) Template {
@@ -161,7 +162,7 @@ func (t *Template) describe(sizes kiln.SizeTable, v *kiln.Version) {
 
 // TemplateName is the path parameter of everything about one template.
 type TemplateName struct {
-	Name string `path:"name" doc:"ID or name, optionally pinned: name:tag or name@3" example:"my-ml"`
+	Name string `path:"name" doc:"ID or name; pinned as name:tag or name@3 where one version is meant" example:"my-ml"`
 }
 
 type (
@@ -217,9 +218,18 @@ func (s *Server) getTemplate(ctx context.Context, in *TemplateName) (*templateOu
 	if out.Body.Versions == nil {
 		out.Body.Versions = []*kiln.Version{}
 	}
+	ref, err := kiln.ParseTemplateRef(in.Name)
+	if err != nil {
+		return nil, err
+	}
+	shown := t.Current // what sandboxes get, not what is being built
+	if ref.Pin() != "" {
+		shown = versions[0].Number
+		out.Body.Pinned = shown
+	}
 	for _, v := range versions {
-		if v.Number == t.Current {
-			out.Body.describe(s.opts.Sizes, v) // what sandboxes get, not what is being built
+		if v.Number == shown {
+			out.Body.describe(s.opts.Sizes, v)
 		}
 	}
 	return out, nil

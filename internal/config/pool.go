@@ -40,7 +40,7 @@ func (c *Config) checkPool() error {
 			return invalid(key, "must not be negative")
 		}
 		template, size, sized := strings.Cut(name, "/")
-		if ref, err := kiln.ParseTemplateRef(template); err != nil || ref.Version > 0 || ref.Tag != "" {
+		if ref, err := kiln.ParseTemplateRef(template); err != nil || ref.Pin() != "" {
 			return invalid(key, "does not name a template: slots are of its promoted version")
 		}
 		if sized {

@@ -116,7 +116,7 @@ func (s *Service) BuildOnUse(ctx context.Context, orgID, ref string) (*kiln.Temp
 		return nil, err
 	}
 	t, err := s.opts.Store.FindTemplate(ctx, orgID, r.NameOrID)
-	if err != nil || !t.BuiltIn || t.Current > 0 || r.Version > 0 || r.Tag != "" {
+	if err != nil || !t.BuiltIn || t.Current > 0 || r.Pin() != "" {
 		return nil, err
 	}
 	if t.Latest.Status == kiln.VersionFailed && time.Since(t.Latest.EndedAt) < retryFailed {
@@ -132,6 +132,10 @@ func (s *Service) BuildOnUse(ctx context.Context, orgID, ref string) (*kiln.Temp
 // BuildBuiltIn builds a built-in template now, unless its newest version is ready or being
 // built. Aliases count as names.
 func (s *Service) BuildBuiltIn(ctx context.Context, name string) (*Result, error) {
+	name, err := kiln.ParseWholeTemplate(name, "templates build --builtin", "its newest version is what is built")
+	if err != nil {
+		return nil, err
+	}
 	t, err := s.opts.Store.FindTemplate(ctx, "", name)
 	if err != nil {
 		return nil, err

@@ -14,8 +14,8 @@ func (s *Service) List(ctx context.Context, orgID string) ([]*kiln.Template, err
 	return list, err
 }
 
-// Get returns a template with its versions, newest first. A pinned version in ref is
-// ignored.
+// Get returns a template with its versions, newest first, or with the one that ref pins,
+// whatever became of that.
 func (s *Service) Get(ctx context.Context, orgID, ref string) (*kiln.Template, []*kiln.Version, error) {
 	r, err := kiln.ParseTemplateRef(ref)
 	if err != nil {
@@ -24,6 +24,10 @@ func (s *Service) Get(ctx context.Context, orgID, ref string) (*kiln.Template, [
 	t, err := s.opts.Store.FindTemplate(ctx, orgID, r.NameOrID)
 	if err != nil {
 		return nil, nil, err
+	}
+	if r.Pin() != "" {
+		v, err := s.opts.Store.Pinned(ctx, t, r)
+		return t, []*kiln.Version{v}, err
 	}
 	const all = 1 << 30
 	versions, err := s.opts.Store.ListVersions(ctx, t.ID, 0, all)
@@ -78,11 +82,11 @@ func (s *Service) interrupt(buildID string) {
 // Delete removes a custom template and stops its builds. Running sandboxes keep what they
 // use.
 func (s *Service) Delete(ctx context.Context, orgID, ref string) error {
-	r, err := kiln.ParseTemplateRef(ref)
+	name, err := kiln.ParseWholeTemplate(ref, "templates delete", "a template is deleted with all its versions")
 	if err != nil {
 		return err
 	}
-	builds, err := s.opts.Store.DeleteTemplate(ctx, orgID, r.NameOrID)
+	builds, err := s.opts.Store.DeleteTemplate(ctx, orgID, name)
 	if err != nil {
 		return err
 	}

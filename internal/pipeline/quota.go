@@ -10,11 +10,11 @@ import (
 // UpdateQuota changes what new sandboxes of a template get, without a build: running ones
 // keep what they have.
 func (s *Service) UpdateQuota(ctx context.Context, orgID, ref string, change func(*kiln.Quota)) (*kiln.Template, error) {
-	r, err := kiln.ParseTemplateRef(ref)
+	name, err := kiln.ParseWholeTemplate(ref, "templates update-quota", "a quota holds for all versions")
 	if err != nil {
 		return nil, err
 	}
-	return s.opts.Store.UpdateQuota(ctx, orgID, r.NameOrID, func(q kiln.Quota) (kiln.Quota, error) {
+	return s.opts.Store.UpdateQuota(ctx, orgID, name, func(q kiln.Quota) (kiln.Quota, error) {
 		change(&q)
 		return q, source.CheckMetadata(kiln.Metadata{DiskMB: q.DiskMB, Limits: q.Limits})
 	})

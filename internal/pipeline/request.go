@@ -35,7 +35,7 @@ type NewTemplate struct {
 
 // Rebuild asks for the next version of a template from the source of its newest one.
 type Rebuild struct {
-	Template string // reference; a pinned version is ignored
+	Template string // ID or name
 	NoCache  bool
 	Pull     bool
 	// Secrets are needed again, because those of earlier builds were not kept.
@@ -135,11 +135,11 @@ func (s *Service) createOrReplace(ctx context.Context, orgID string, req NewTemp
 
 // Rebuild queues the next version of a template, unless that would change nothing.
 func (s *Service) Rebuild(ctx context.Context, orgID string, req Rebuild) (*Result, error) {
-	ref, err := kiln.ParseTemplateRef(req.Template)
+	name, err := kiln.ParseWholeTemplate(req.Template, "templates rebuild", "the source of the newest version is built")
 	if err != nil {
 		return nil, err
 	}
-	t, err := s.opts.Store.FindTemplate(ctx, orgID, ref.NameOrID)
+	t, err := s.opts.Store.FindTemplate(ctx, orgID, name)
 	if err != nil {
 		return nil, err
 	}

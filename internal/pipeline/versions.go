@@ -67,7 +67,7 @@ func parsePlace(token string) (*store.Cursor, error) {
 // Versions returns up to limit versions of a template, newest first, that are older than
 // the given number; before 0 means from the newest.
 func (s *Service) Versions(ctx context.Context, orgID, ref string, before, limit int) (*kiln.Template, []*kiln.Version, error) {
-	t, err := s.find(ctx, orgID, ref)
+	t, err := s.find(ctx, orgID, ref, "templates versions")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -77,7 +77,7 @@ func (s *Service) Versions(ctx context.Context, orgID, ref string, before, limit
 
 // Tags returns the tags of a template by name.
 func (s *Service) Tags(ctx context.Context, orgID, ref string) ([]kiln.Tag, error) {
-	t, err := s.find(ctx, orgID, ref)
+	t, err := s.find(ctx, orgID, ref, "templates tags")
 	if err != nil {
 		return nil, err
 	}
@@ -94,17 +94,25 @@ func (s *Service) SetTag(ctx context.Context, orgID, ref string, number int, tag
 	if err != nil {
 		return 0, err
 	}
-	if r.Tag != "" {
-		_, v, err := s.opts.Store.ResolveTemplate(ctx, orgID, r)
+	if number, err = s.numberOf(ctx, orgID, r, number); err != nil {
+		return 0, err
+	}
+	return s.opts.Store.SetTag(ctx, orgID, r.NameOrID, number, tag)
+}
+
+// numberOf returns the version that ref pins or number says; 0 if neither does.
+func (s *Service) numberOf(ctx context.Context, orgID string, ref kiln.TemplateRef, number int) (int, error) {
+	if ref.Tag != "" {
+		_, v, err := s.opts.Store.ResolveTemplate(ctx, orgID, ref)
 		if err != nil {
 			return 0, err
 		}
-		r.Version = v.Number
+		ref.Version = v.Number
 	}
-	if number == 0 {
-		number = r.Version
+	if number > 0 && ref.Version > 0 && number != ref.Version {
+		return 0, kiln.Errorf(kiln.CodeInvalid, "version %d and the pin of %s name two versions", number, ref).WithHint("give one of them")
 	}
-	return s.opts.Store.SetTag(ctx, orgID, r.NameOrID, number, tag)
+	return max(number, ref.Version), nil
 }
 
 // RemoveTag removes a tag of a custom template; the version stays as long as anything
@@ -113,11 +121,11 @@ func (s *Service) RemoveTag(ctx context.Context, orgID, ref, tag string) error {
 	if err := kiln.CheckTag(tag); err != nil {
 		return err
 	}
-	r, err := kiln.ParseTemplateRef(ref)
+	name, err := kiln.ParseWholeTemplate(ref, "templates untag", "a tag is one of the whole template")
 	if err != nil {
 		return err
 	}
-	return s.opts.Store.RemoveTag(ctx, orgID, r.NameOrID, tag)
+	return s.opts.Store.RemoveTag(ctx, orgID, name, tag)
 }
 
 // Rollback makes another ready version of a custom template the one that sandboxes start
@@ -128,8 +136,8 @@ func (s *Service) Rollback(ctx context.Context, orgID, ref string, to int) (*kil
 	if err != nil {
 		return nil, 0, err
 	}
-	if to == 0 {
-		to = r.Version
+	if to, err = s.numberOf(ctx, orgID, r, to); err != nil {
+		return nil, 0, err
 	}
 	t, was, err := s.opts.Store.Rollback(ctx, orgID, r.NameOrID, to)
 	if err == nil {
@@ -138,11 +146,11 @@ func (s *Service) Rollback(ctx context.Context, orgID, ref string, to int) (*kil
 	return t, was, err
 }
 
-// find returns a template; a pin in ref is ignored.
-func (s *Service) find(ctx context.Context, orgID, ref string) (*kiln.Template, error) {
-	r, err := kiln.ParseTemplateRef(ref)
+// find returns the template that a command lists.
+func (s *Service) find(ctx context.Context, orgID, ref, command string) (*kiln.Template, error) {
+	name, err := kiln.ParseWholeTemplate(ref, command, "the list is of the whole template")
 	if err != nil {
 		return nil, err
 	}
-	return s.opts.Store.FindTemplate(ctx, orgID, r.NameOrID)
+	return s.opts.Store.FindTemplate(ctx, orgID, name)
 }

@@ -60,7 +60,11 @@ func (m *Manager) KeepWarm(ctx context.Context) {
 
 // WarmTarget returns the target that a request describes, checked and with its defaults.
 func (m *Manager) WarmTarget(ctx context.Context, orgID, template, size string, slots int) (kiln.WarmTarget, error) {
-	p, err := m.warmPlan(ctx, orgID, template, size)
+	name, err := kiln.ParseWholeTemplate(template, "pool set", "slots are of the current version")
+	if err != nil {
+		return kiln.WarmTarget{}, err
+	}
+	p, err := m.warmPlan(ctx, orgID, name, size)
 	if err != nil {
 		return kiln.WarmTarget{}, err
 	}

@@ -17,32 +17,39 @@ func (s *Store) ResolveTemplate(ctx context.Context, orgID string, ref kiln.Temp
 	if err != nil {
 		return nil, nil, err
 	}
-	number := t.Current
-	switch {
-	case ref.Version > 0:
-		number = ref.Version
-	case ref.Tag != "":
-		if number, err = s.taggedVersion(ctx, t, ref.Tag); err != nil {
-			return nil, nil, err
+	if ref.Pin() == "" {
+		if t.Current == 0 {
+			return t, nil, nil
 		}
+		ref.Version = t.Current
 	}
-	if number == 0 {
-		return t, nil, nil
-	}
-	v, err := s.Version(ctx, t.ID, number)
-	if kiln.CodeOf(err) == kiln.CodeNotFound {
-		return nil, nil, kiln.Errorf(kiln.CodeNotFound, "template %q has no version %d", t.Name, number)
-	}
+	v, err := s.Pinned(ctx, t, ref)
 	if err != nil {
 		return nil, nil, err
 	}
 	if v.Status != kiln.VersionReady {
-		return nil, nil, kiln.Errorf(kiln.CodeConflict, "version %d of template %q is not ready but %s", number, t.Name, v.Status)
+		return nil, nil, kiln.Errorf(kiln.CodeConflict, "version %d of template %q is not ready but %s", v.Number, t.Name, v.Status)
 	}
 	if !v.CollectedAt.IsZero() {
 		return nil, nil, notKept(ctx, s.readers, t.ID, v.Number, t.Name)
 	}
 	return t, t.Quota.Apply(v), nil
+}
+
+// Pinned returns the version of t that ref pins, whatever became of it.
+func (s *Store) Pinned(ctx context.Context, t *kiln.Template, ref kiln.TemplateRef) (*kiln.Version, error) {
+	number := ref.Version
+	if ref.Tag != "" {
+		var err error
+		if number, err = s.taggedVersion(ctx, t, ref.Tag); err != nil {
+			return nil, err
+		}
+	}
+	v, err := s.Version(ctx, t.ID, number)
+	if kiln.CodeOf(err) == kiln.CodeNotFound {
+		return nil, kiln.Errorf(kiln.CodeNotFound, "template %q has no version %d", t.Name, number)
+	}
+	return v, err
 }
 
 func (s *Store) taggedVersion(ctx context.Context, t *kiln.Template, tag string) (int, error) {
