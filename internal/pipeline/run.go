@@ -16,6 +16,7 @@ import (
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/source"
 	"github.com/kilnvm/kiln/internal/span"
+	"github.com/kilnvm/kiln/internal/store"
 )
 
 // job is one attempt to build one version.
@@ -51,13 +52,12 @@ func (s *Service) run(buildID string) {
 		delete(s.running, buildID)
 		s.mu.Unlock()
 	}()
-	v, b, err := s.opts.Store.ClaimBuild(ctx, buildID)
-	if kiln.CodeOf(err) == kiln.CodeConflict {
-		return // it has ended, or another job runs it
-	}
+	v, b, err := s.claim(ctx, buildID)
 	if err != nil {
-		s.log.Error("cannot start a build", "build", buildID, "error", err)
-		return
+		return // it has ended, or another job runs it, or the next server finds it
+	}
+	if b.Cancel {
+		cancel(errCancelled) // it was asked for while no attempt ran
 	}
 	j := &job{Service: s, v: v, attempt: b.Attempts, stage: kiln.StageSource}
 	traced, end := span.Begin(span.WithParent(ctx, b.Traceparent), s.opts.Traces, "build", trace.SpanKindConsumer,
@@ -66,6 +66,24 @@ func (s *Service) run(buildID string) {
 	err = j.build(traced, b.NeedsSecrets)
 	end(err)
 	j.settle(ctx, err)
+}
+
+// claim takes a build. It does not give up before the service does: the queue's job is used
+// up, so that nothing else would start the build.
+func (s *Service) claim(ctx context.Context, buildID string) (v *kiln.Version, b *store.Build, err error) {
+	again := false
+	err = s.insist(ctx, "cannot start a build", buildID, func(ctx context.Context) error {
+		if again {
+			// The claim before may have been stored although it failed.
+			if err := s.opts.Store.RequeueBuild(ctx, buildID, true, nil); err != nil {
+				return err
+			}
+		}
+		again = true
+		v, b, err = s.opts.Store.ClaimBuild(ctx, buildID)
+		return err
+	})
+	return v, b, err
 }
 
 func (j *job) build(ctx context.Context, needsSecrets bool) (err error) {

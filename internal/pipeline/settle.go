@@ -9,31 +9,37 @@ import (
 	"github.com/kilnvm/kiln"
 )
 
-// settle writes down how an attempt ended. It works also when ctx has ended, and does not
-// give up before the service does: a build must not stay in building.
+// settle writes down how an attempt ended.
 func (j *job) settle(ctx context.Context, err error) {
-	id := j.v.BuildID
 	record, terminal := j.outcome(ctx, err)
-	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 10*time.Second) {
-		tryCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
-		serr := record(tryCtx)
-		cancel()
-		if serr == nil {
-			break
-		}
-		if kiln.CodeOf(serr) == kiln.CodeConflict {
-			terminal = true // it has ended otherwise: its template was deleted
-			break
-		}
-		j.log.Error("cannot store the end of a build", "build", id, "error", serr)
-		select {
-		case <-time.After(pause):
-		case <-j.Service.ctx.Done():
-			return // the next server finds it in building
-		}
+	err = j.insist(ctx, "cannot store the end of a build", j.v.BuildID, record)
+	if kiln.CodeOf(err) == kiln.CodeConflict {
+		terminal = true // it has ended otherwise: its template was deleted
+	} else if err != nil {
+		return // the next server finds it in building
 	}
 	if terminal {
-		j.forget(id)
+		j.forget(j.v.BuildID)
+	}
+}
+
+// insist stores how a build goes on with store, again and again until that succeeds or is a
+// conflict. It works also when ctx has ended, and does not give up before the service does:
+// a build must not stay pending or building.
+func (s *Service) insist(ctx context.Context, failure, buildID string, store func(context.Context) error) error {
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 10*time.Second) {
+		tryCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+		err := store(tryCtx)
+		cancel()
+		if err == nil || kiln.CodeOf(err) == kiln.CodeConflict {
+			return err
+		}
+		s.log.Error(failure, "build", buildID, "error", err)
+		select {
+		case <-time.After(pause):
+		case <-s.ctx.Done():
+			return err
+		}
 	}
 }
 

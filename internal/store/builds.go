@@ -26,8 +26,12 @@ type Build struct {
 
 // Build returns the state of a build.
 func (s *Store) Build(ctx context.Context, id string) (*Build, error) {
+	return findBuild(ctx, s.readers, id)
+}
+
+func findBuild(ctx context.Context, q querier, id string) (*Build, error) {
 	b := Build{ID: id}
-	err := s.readers.QueryRowContext(ctx, `SELECT b.node, b.attempts, b.cancel_requested, b.needs_secrets, b.traceparent, NOT b.active AND v.status = ?
+	err := q.QueryRowContext(ctx, `SELECT b.node, b.attempts, b.cancel_requested, b.needs_secrets, b.traceparent, NOT b.active AND v.status = ?
 		FROM builds b JOIN versions v ON v.build_id = b.id WHERE b.id = ?`, kiln.VersionPending, id).
 		Scan(&b.Node, &b.Attempts, &b.Cancel, &b.NeedsSecrets, &b.Traceparent, &b.Deferred)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -79,8 +83,8 @@ func setStatus(ctx context.Context, tx *txn, buildID string, next kiln.VersionSt
 
 // ClaimBuild takes a pending build: its version is building and one more attempt is
 // counted. Only one of several claimants succeeds; for the others it is a conflict.
-func (s *Store) ClaimBuild(ctx context.Context, buildID string) (*kiln.Version, *Build, error) {
-	err := s.write(ctx, func(ctx context.Context, tx *txn) error {
+func (s *Store) ClaimBuild(ctx context.Context, buildID string) (v *kiln.Version, b *Build, err error) {
+	err = s.write(ctx, func(ctx context.Context, tx *txn) error {
 		now := nanos(time.Now())
 		err := setStatus(ctx, tx, buildID, kiln.VersionBuilding, `started_at = CASE started_at WHEN 0 THEN ? ELSE started_at END`, now)
 		if err != nil {
@@ -89,16 +93,13 @@ func (s *Store) ClaimBuild(ctx context.Context, buildID string) (*kiln.Version, 
 		if _, err := exec(ctx, tx, `UPDATE builds SET attempts = attempts + 1 WHERE id = ?`, buildID); err != nil {
 			return fmt.Errorf("build %s: %w", buildID, err)
 		}
-		return nil
+		// Read here, so that a claim that failed has not been made.
+		if v, err = versionByBuild(ctx, tx, buildID); err != nil {
+			return err
+		}
+		b, err = findBuild(ctx, tx, buildID)
+		return err
 	})
-	if err != nil {
-		return nil, nil, err
-	}
-	v, err := s.VersionByBuild(ctx, buildID)
-	if err != nil {
-		return nil, nil, err
-	}
-	b, err := s.Build(ctx, buildID)
 	return v, b, err
 }
 
