@@ -111,6 +111,20 @@ func TestNewcomer(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a build that is shown live", func(t *testing.T) {
+		own := s.in(t)
+		dir := build(t, "")
+		code, screen := own.onTerminal(100, "", "templates", "build", "live", dir)
+		checkScreen(t, code, screen, `FINISHED`, ` => \[kiln\] source +\d+\.\ds`, ` => (CACHED )?\[other 1/2\] COPY busybox /bin/busybox +\d+\.\ds`,
+			` => \[kiln\] rootfs .*\d+\.\ds`, ` => \[kiln\] snapshot shared-cpu-\dx +\d+\.\ds`, ` => \[kiln\] promote +\d+\.\ds`, `live version 1 is ready`)
+		if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(two+"RUN [\"/bin/busybox\", \"touch\", \"/more\"]\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		code, screen = own.onTerminal(100, "", "templates", "build", "live", dir, "--progress", "tty")
+		checkScreen(t, code, screen, `FINISHED`, ` => CACHED \[other 1/2\] COPY busybox /bin/busybox +\d+\.\ds`, ` => \[stage-1 3/3\] RUN .*\d+\.\ds`, `live version 2 is ready`)
+		code, screen = own.onTerminal(100, "", "templates", "build", "live", dir, "--progress", "tty")
+		checkScreen(t, code, screen, `^no change: live stays at version 2\r\n$`)
+	})
 	t.Run("an interrupted build", func(t *testing.T) {
 		dir := build(t, "RUN [\"/bin/busybox\", \"sh\", \"-c\", \"for i in $(/bin/busybox seq 600); do echo tick-$i; /bin/busybox sleep 0.1; done\"]\n")
 		own := s.in(t)
@@ -123,6 +137,22 @@ func TestNewcomer(t *testing.T) {
 			t.Errorf("after Ctrl-C:\n%s", shown)
 		}
 	})
+}
+
+// checkScreen looks for expressions on what a terminal showed.
+func checkScreen(t *testing.T, code int, screen string, want ...string) {
+	t.Helper()
+	if code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	for _, expr := range want {
+		if !regexp.MustCompile(expr).MatchString(screen) {
+			t.Errorf("no %q on the terminal", expr)
+		}
+	}
+	if t.Failed() {
+		t.Log(screen)
+	}
 }
 
 // onTerminal runs the CLI as the foreground of a terminal of so many columns, types Ctrl-C

@@ -419,28 +419,31 @@ func (a *app) queued(ctx context.Context, c *client.Client, b *api.Build, wait b
 	for _, warning := range b.Warnings {
 		fmt.Fprintf(a.stderr, "warning: %s\n", warning)
 	}
-	if b.Unchanged {
-		if a.json() {
-			return a.printJSON(b)
-		}
-		fmt.Fprintf(a.stdout, "no change: %s stays at version %d\n", b.Name, b.Version)
-		return nil
+	if wait && !b.Unchanged {
+		return a.follow(ctx, c, b)
 	}
-	if !wait {
-		if a.json() {
-			return a.printJSON(b)
+	if a.progressMode == progressJSON {
+		if err := (&jsonDisplay{a.progress()}).end(b); err != nil {
+			return err
 		}
+	}
+	switch {
+	case a.json():
+		return a.printJSON(b)
+	case a.progressMode == progressJSON: // has said it
+	case b.Unchanged:
+		fmt.Fprintf(a.stdout, "no change: %s stays at version %d\n", b.Name, b.Version)
+	default:
 		fmt.Fprintf(a.stdout, "building %s version %d\n", b.Name, b.Version)
 		fmt.Fprintf(a.stdout, "follow it with: kiln templates logs -f %s\n", b.Name)
-		return nil
 	}
-	return a.follow(ctx, c, b)
+	return nil
 }
 
 // follow shows a build until it has ended. When ctx ends first it cancels the build.
 func (a *app) follow(ctx context.Context, c *client.Client, b *api.Build) error {
 	start := time.Now()
-	end, err := a.watch(ctx, c, b.ID, client.LogOptions{Follow: true})
+	end, err := a.watch(ctx, c, a.progress(), b.ID, client.LogOptions{Follow: true})
 	if err != nil && ctx.Err() != nil {
 		return errors.Join(kiln.Errorf(kiln.CodeCanceled, "interrupted: the build of %s is being cancelled", b.Name), cancelBuild(ctx, c, b.ID))
 	}

@@ -42,6 +42,7 @@ makes it this sandbox (machine ID, SSH host keys, host name) is left out.`,
 	cmd.Flags().StringVar(&req.Sandbox, "sandbox", "", "ID of the sandbox (required)")
 	cmd.Flags().StringVar(&req.Description, "description", "", "what the template is (default that of the sandbox's template)")
 	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "return when the file system has been read")
+	a.addProgress(cmd)
 	return cmd
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 
 	"github.com/spf13/cobra"
 
@@ -23,12 +24,8 @@ func (a *app) buildBuiltIn(ctx context.Context, name string) error {
 	if b.Unchanged {
 		return a.queued(ctx, c, b, false)
 	}
-	// It is everybody's, so it goes on if this command is interrupted.
-	end, err := a.watch(ctx, c, b.ID, client.LogOptions{Follow: true})
+	end, err := a.watchBuiltIn(ctx, c, a.progress(), b)
 	if err != nil {
-		return err
-	}
-	if err := buildFailure(end); err != nil {
 		return err
 	}
 	if a.json() {
@@ -39,6 +36,19 @@ func (a *app) buildBuiltIn(ctx context.Context, name string) error {
 	}
 	fmt.Fprintln(a.stdout)
 	return stageTable(a.stdout, end.Stages)
+}
+
+// watchBuiltIn shows the build of a built-in template on w and returns it when it is ready.
+// It is everybody's, so it goes on if this command is interrupted.
+func (a *app) watchBuiltIn(ctx context.Context, c *client.Client, w io.Writer, b *api.Build) (*api.Build, error) {
+	end, err := a.watch(ctx, c, w, b.ID, client.LogOptions{Follow: true})
+	if err != nil && ctx.Err() != nil {
+		fmt.Fprintf(a.stderr, "the build of %s goes on; follow it with: kiln templates logs -f %s\n", b.Name, b.Name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return end, buildFailure(end)
 }
 
 // createSandbox starts a sandbox. A built-in template that has never been built is built
@@ -53,14 +63,7 @@ func (a *app) createSandbox(ctx context.Context, c *client.Client, req api.Creat
 		return nil, err
 	}
 	fmt.Fprintf(a.stderr, "template %s is built on its first use; this takes a while\n", t.Name)
-	end, err := c.BuildLog(ctx, t.Latest.ID, client.LogOptions{Follow: true}, func(l api.LogLine) error {
-		_, err := fmt.Fprintf(a.stderr, "[%s] %s\n", l.Stage, l.Line)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	if err := buildFailure(end); err != nil {
+	if _, err := a.watchBuiltIn(ctx, c, a.stderr, &t.Latest); err != nil {
 		return nil, err
 	}
 	return c.CreateSandbox(ctx, req)

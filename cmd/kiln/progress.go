@@ -52,9 +52,9 @@ type display interface {
 	end(*api.Build) error
 }
 
-// watch shows the log of a build and returns the build as it was after the last record.
-func (a *app) watch(ctx context.Context, c *client.Client, id string, o client.LogOptions) (*api.Build, error) {
-	d, events, err := a.display(o.Follow)
+// watch shows the log of a build on w and returns the build as it was after the last record.
+func (a *app) watch(ctx context.Context, c *client.Client, w io.Writer, id string, o client.LogOptions) (*api.Build, error) {
+	d, events, err := a.display(w, o.Follow)
 	if err != nil {
 		return nil, err
 	}
@@ -64,8 +64,7 @@ func (a *app) watch(ctx context.Context, c *client.Client, id string, o client.L
 }
 
 // display chooses how a build is shown, and says whether that needs its events.
-func (a *app) display(live bool) (_ display, events bool, err error) {
-	w := a.progress()
+func (a *app) display(w io.Writer, live bool) (_ display, events bool, err error) {
 	switch a.progressMode {
 	case progressJSON:
 		return &jsonDisplay{w}, true, nil

@@ -51,15 +51,73 @@ func logServer(t *testing.T, end string, more ...string) map[string]string {
 		}
 		fmt.Fprintf(w, "event: done\ndata: %s\n\n", end)
 	})
+	mux.HandleFunc("POST /v1/templates/hello/rebuild", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, unchangedBuild)
+	})
+	mux.HandleFunc("POST /v1/templates/capture", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, end) })
+	created := false
+	mux.HandleFunc("GET /v1/templates/builtin", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"name":"builtin","built_in":true,"latest":{"id":"b1","name":"builtin","status":"running"}}`)
+	})
+	mux.HandleFunc("POST /v1/sandboxes", func(w http.ResponseWriter, _ *http.Request) {
+		if !created { // its build has begun
+			created = true
+			w.WriteHeader(http.StatusConflict)
+			fmt.Fprint(w, `{"code":"conflict","error":"template \"builtin\" is built on its first use"}`)
+			return
+		}
+		fmt.Fprint(w, `{"id":"isandbox"}`)
+	})
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)
 	return map[string]string{"KILN_SERVER": server.URL, "KILN_TOKEN": "x", "TERM": "xterm"}
 }
 
 const (
-	doneBuild   = `{"id":"b1","name":"hello","version":1,"status":"done","ended_at":"2026-01-02T03:04:10Z"}`
-	failedBuild = `{"id":"b1","name":"hello","version":1,"status":"failed","error":"no luck","ended_at":"2026-01-02T03:04:10Z"}`
+	doneBuild      = `{"id":"b1","name":"hello","version":1,"status":"done","ended_at":"2026-01-02T03:04:10Z"}`
+	unchangedBuild = `{"id":"b0","name":"hello","version":1,"status":"done","unchanged":true}`
+	failedBuild    = `{"id":"b1","name":"hello","version":1,"status":"failed","error":"no luck","ended_at":"2026-01-02T03:04:10Z"}`
 )
+
+// TestProgressJSONEndsWithTheBuild: also where there is nothing to show, so that a program
+// that reads it needs to know no other form.
+func TestProgressJSONEndsWithTheBuild(t *testing.T) {
+	for _, c := range []struct {
+		args      []string
+		unchanged bool
+		records   int
+	}{
+		{[]string{"rebuild", "hello"}, true, 0},
+		{[]string{"capture", "mine", "--sandbox", "i1"}, false, len(recordedBuild())},
+		{[]string{"capture", "mine", "--sandbox", "i1", "--detach"}, false, 0},
+	} {
+		r := runKiln(logServer(t, doneBuild), append([]string{"templates"}, append(c.args, "--progress", "json")...)...)
+		lines := strings.Split(strings.TrimSuffix(r.stdout, "\n"), "\n")
+		var last struct {
+			Kind  string
+			Build api.Build
+		}
+		err := json.Unmarshal([]byte(lines[len(lines)-1]), &last)
+		if r.code != 0 || len(lines) != c.records+1 || err != nil || last.Kind != "build" || last.Build.Unchanged != c.unchanged || last.Build.ID == "" {
+			t.Errorf("%v: %v, exit code %d\n%s%s", c.args, err, r.code, r.stdout, r.stderr)
+		}
+	}
+	r := runKiln(logServer(t, doneBuild), "templates", "rebuild", "hello", "--progress", "json", "-o", "json")
+	var b api.Build
+	if err := json.Unmarshal([]byte(r.stdout), &b); err != nil || !b.Unchanged || !strings.Contains(r.stderr, `"kind":"build"`) {
+		t.Errorf("with -o json: %v, %+v", err, r)
+	}
+}
+
+// TestProgressOfFirstUse: the build of a built-in template is shown as any build is.
+func TestProgressOfFirstUse(t *testing.T) {
+	r := runKiln(logServer(t, doneBuild), "sandbox", "create", "-t", "builtin")
+	const want = "template builtin is built on its first use; this takes a while\n" +
+		"[source] done in 1s\n#1 [1/2] FROM debian\n#2 CACHED\ndone in 3s\n[rootfs] unchanged, found in 1ms\n"
+	if r.code != 0 || r.stdout != "isandbox\n" || r.stderr != want {
+		t.Errorf("%+v", r)
+	}
+}
 
 func TestProgressPlain(t *testing.T) {
 	env := logServer(t, doneBuild)

@@ -175,7 +175,7 @@ func (a *app) templatesLogs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			end, err := a.watch(cmd.Context(), c, b.ID, o)
+			end, err := a.watch(cmd.Context(), c, a.progress(), b.ID, o)
 			if err != nil || !o.Follow {
 				return err
 			}

@@ -26,8 +26,9 @@ func (c *Client) CancelBuild(ctx context.Context, id string) error {
 	return c.call(ctx, http.MethodPost, "/v1/templates/builds/"+segment(id)+"/cancel", nil, nil)
 }
 
-// logRetries is how often a broken log stream is taken up again without a new line.
-const logRetries = 5
+// logRetries is how often a broken log stream is taken up again without a new line: for
+// about half a minute.
+const logRetries = 8
 
 // LogOptions say what of a build's log is wanted. The zero value is the lines there are.
 type LogOptions struct {
@@ -47,8 +48,16 @@ func (c *Client) BuildLog(ctx context.Context, id string, o LogOptions, line fun
 		}
 		var broken brokenStream
 		retry := errors.As(err, &broken) || failures > 0 && kiln.CodeOf(err) == kiln.CodeUnavailable
-		if !retry || failures >= logRetries {
+		if !retry {
 			return build, err
+		}
+		if failures >= logRetries {
+			follow := ""
+			if o.Follow {
+				follow = "-f "
+			}
+			return nil, kiln.Errorf(kiln.CodeUnavailable, "the log of build %s broke off, and the server has not come back: %w", id, err).
+				WithHint("when it is back, go on with: kiln templates logs %s%s --offset %d", follow, id, o.Offset)
 		}
 		select {
 		case <-ctx.Done():

@@ -8,7 +8,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/api"
@@ -116,6 +119,34 @@ func TestBuildLogIsTakenUpAgain(t *testing.T) {
 		t.Errorf("offsets %q", got)
 	}
 }
+
+// TestBuildLogGivesUp: a server that stays away ends the reader, which says how to go on.
+func TestBuildLogGivesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun, asked := time.Now(), 0
+		c, err := New(Options{Server: "http://kiln", Transport: transport(func(*http.Request) (*http.Response, error) {
+			if asked++; asked > 1 {
+				return nil, syscall.ECONNREFUSED
+			}
+			return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader("data: {\"next\":30,\"line\":\"one\"}\n\n"))}, nil
+		})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = c.BuildLog(t.Context(), "b1", LogOptions{Follow: true}, func(api.LogLine) error { return nil })
+		var e *kiln.Error
+		if !errors.As(err, &e) || e.Code != kiln.CodeUnavailable || !strings.Contains(e.Hint, "kiln templates logs -f b1 --offset 30") {
+			t.Errorf("%+v", err)
+		}
+		if took := time.Since(begun); took < 30*time.Second {
+			t.Errorf("it gave up after %v", took)
+		}
+	})
+}
+
+type transport func(*http.Request) (*http.Response, error)
+
+func (f transport) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 func TestBuildLogEnds(t *testing.T) {
 	stop := errors.New("enough")
