@@ -14,6 +14,28 @@ type DiskLimits struct {
 // Limited reports whether there is any limit.
 func (l DiskLimits) Limited() bool { return l.BandwidthMBps > 0 || l.OpsPerSec > 0 }
 
+// Over returns l, completed by what under says where l says nothing. A limit comes with its
+// own burst, since that means nothing beside another limit; a burst alone extends the limit
+// of under.
+func (l DiskLimits) Over(under DiskLimits) DiskLimits {
+	for _, f := range []struct {
+		limit, burst           *int
+		underLimit, underBurst int
+	}{
+		{&l.BandwidthMBps, &l.BurstMBps, under.BandwidthMBps, under.BurstMBps},
+		{&l.OpsPerSec, &l.BurstOps, under.OpsPerSec, under.BurstOps},
+	} {
+		if *f.limit != 0 {
+			continue
+		}
+		*f.limit = f.underLimit
+		if *f.burst == 0 {
+			*f.burst = f.underBurst
+		}
+	}
+	return l
+}
+
 // maxDiskLimit is far above what any disk does.
 const maxDiskLimit = 1 << 20
 
@@ -52,8 +74,6 @@ func (q Quota) Apply(v *Version) *Version {
 	if q.DiskMB > 0 {
 		c.Metadata.DiskMB = q.DiskMB
 	}
-	if q.Limits != (DiskLimits{}) {
-		c.Metadata.Limits = q.Limits
-	}
+	c.Metadata.Limits = q.Limits.Over(c.Metadata.Limits)
 	return &c
 }

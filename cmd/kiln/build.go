@@ -268,6 +268,7 @@ func (f *buildFlags) request(a *app) (*client.CreateTemplate, error) {
 		Options: api.BuildOptions{Target: f.target, NoCache: f.noCache, Pull: f.pull},
 		Metadata: kiln.Metadata{
 			Description: f.description, StartCmd: f.startCmd, ReadyCmd: f.readyCmd, DefaultSize: f.size, DiskMB: f.diskMB,
+			Limits: f.limits.DiskLimits,
 		},
 	}
 	var err error
@@ -291,9 +292,6 @@ func (f *buildFlags) request(a *app) (*client.CreateTemplate, error) {
 	}
 	if egress != nil {
 		req.Metadata.Egress = egress.Policy()
-	}
-	if req.Metadata.Limits, err = f.limits.limits(); err != nil {
-		return nil, err
 	}
 	if err := f.from.fill(a, f.dockerfile, req); err != nil {
 		return nil, err

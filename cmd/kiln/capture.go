@@ -98,7 +98,11 @@ func quotaText(q kiln.Quota) string {
 	if q.DiskMB > 0 {
 		disk = "disk " + strconv.Itoa(q.DiskMB) + " MiB"
 	}
-	return disk + ", " + limitsText(q.Limits)
+	text := disk + ", " + limitsText(q.Limits)
+	if q.Limits.Limited() && (q.Limits.BandwidthMBps == 0 || q.Limits.OpsPerSec == 0) {
+		text += ", otherwise as built"
+	}
+	return text
 }
 
 func limitsText(l kiln.DiskLimits) string {

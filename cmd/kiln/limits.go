@@ -15,10 +15,3 @@ func (f *limitFlags) add(flags *pflag.FlagSet) {
 	flags.IntVar(&f.BurstMBps, "burst-mbps", 0, "disk traffic for up to a second after a pause")
 	flags.IntVar(&f.BurstOps, "burst-ops", 0, "disk operations for up to a second after a pause")
 }
-
-func (f *limitFlags) limits() (kiln.DiskLimits, error) {
-	if err := f.Validate(); err != nil {
-		return f.DiskLimits, usageError{err}
-	}
-	return f.DiskLimits, nil
-}

@@ -162,7 +162,7 @@ func TestQuotaNeedsNoBuild(t *testing.T) {
 	if err != nil || tmpl.Quota.DiskMB != 2048 {
 		t.Fatalf("%+v, %v", tmpl, err)
 	}
-	if spec, limits := resolve(); spec.ScratchMB != 2048 || limits != (kiln.DiskLimits{BandwidthMBps: 100}) {
+	if spec, limits := resolve(); spec.ScratchMB != 2048 || limits != (kiln.DiskLimits{BandwidthMBps: 100, OpsPerSec: 10}) {
 		t.Errorf("with a quota: %d MiB, %+v", spec.ScratchMB, limits)
 	}
 	for name, change := range map[string]func(*kiln.Quota){

@@ -309,9 +309,7 @@ func mergeMetadata(file, over kiln.Metadata) (kiln.Metadata, error) {
 		m.DiskMB = over.DiskMB
 	}
 	m.Egress = over.Egress.Over(m.Egress)
-	if over.Limits != (kiln.DiskLimits{}) {
-		m.Limits = over.Limits
-	}
+	m.Limits = over.Limits.Over(m.Limits)
 	if len(over.Env) > 0 {
 		m.Env = maps.Clone(m.Env)
 		if m.Env == nil {
