@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/store"
 )
 
 var allStages = []kiln.Stage{kiln.StageImage, kiln.StageRootfs, kiln.StageSnapshot}
@@ -234,15 +235,15 @@ func TestDamagedArtifactsAreMadeAgain(t *testing.T) {
 
 func TestFailures(t *testing.T) {
 	for _, tc := range []struct {
-		name    string
-		err     error
-		want    kiln.BuildError
-		builds  int // attempts
-		shownIn string
+		name   string
+		err    error
+		want   kiln.BuildError
+		builds int // attempts
 	}{
 		{name: "user's mistake", err: &kiln.BuildError{Stage: kiln.StageImage, Message: "RUN failed", Line: 3, ExitCode: 7}, want: kiln.BuildError{Stage: kiln.StageImage, Message: "RUN failed", Line: 3, ExitCode: 7}, builds: 1},
 		{name: "disk full", err: fmt.Errorf("x: %w", kiln.Errorf(kiln.CodeExhausted, "disk full: %w", syscall.ENOSPC).WithHint("free space")), want: kiln.BuildError{Stage: kiln.StageImage, Message: "disk full: no space left on device", Hint: "free space"}, builds: 1},
 		{name: "host lacks something", err: kiln.Errorf(kiln.CodeUnavailable, "no QEMU"), want: kiln.BuildError{Stage: kiln.StageImage, Message: "no QEMU"}, builds: 1},
+		{name: "database server is away", err: unreachable(t), want: kiln.BuildError{Stage: kiln.StageImage, Message: "internal error"}, builds: 2},
 		{name: "our fault", err: errors.New("nil pointer at secret place"), want: kiln.BuildError{Stage: kiln.StageImage, Message: "internal error"}, builds: 2},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -262,8 +263,8 @@ func TestFailures(t *testing.T) {
 				t.Fatalf("version %+v", v)
 			}
 			got := *v.BuildError
-			if tc.name == "our fault" {
-				if !strings.Contains(got.Hint, v.BuildID) || strings.Contains(got.Error(), "nil pointer") {
+			if tc.builds > 1 {
+				if !strings.Contains(got.Hint, v.BuildID) || strings.Contains(got.Error(), tc.err.Error()) {
 					t.Errorf("shown: %s", got.Error())
 				}
 				got.Hint = ""
@@ -288,12 +289,13 @@ func TestFailures(t *testing.T) {
 }
 
 func TestOurFaultIsTriedAgain(t *testing.T) {
-	failures := 2
+	failures := []error{errors.New("hiccup"), unreachable(t)}
 	r := newRig(t, dataDir(t), func(_ *Options, s *stages) {
 		s.hook = func(_ context.Context, stage kiln.Stage) error {
-			if stage == kiln.StageSnapshot && failures > 0 {
-				failures--
-				return errors.New("hiccup")
+			if stage == kiln.StageSnapshot && len(failures) > 0 {
+				err := failures[0]
+				failures = failures[1:]
+				return err
 			}
 			return nil
 		}
@@ -306,6 +308,16 @@ func TestOurFaultIsTriedAgain(t *testing.T) {
 	if len(v.Stages) != 5 {
 		t.Errorf("stages %+v", v.Stages)
 	}
+}
+
+// unreachable is what the store says when there is no PostgreSQL server.
+func unreachable(t *testing.T) error {
+	t.Helper()
+	_, err := store.OpenPostgres(t.Context(), "postgres:///x?host="+t.TempDir())
+	if kiln.CodeOf(err) != kiln.CodeUnavailable {
+		t.Fatalf("a server that is not there: %v", err)
+	}
+	return err
 }
 
 func TestPanicFailsOneBuild(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/internal/store"
 )
 
 // settle writes down how an attempt ended.
@@ -23,13 +24,13 @@ func (j *job) settle(ctx context.Context, err error) {
 	}
 }
 
-// insist stores how a build goes on with store, again and again until that succeeds or is a
-// conflict. It works also when ctx has ended, and does not give up before the service does:
-// a build must not stay pending or building.
-func (s *Service) insist(ctx context.Context, failure, buildID string, store func(context.Context) error) error {
+// insist calls put, which stores how a build goes on, until that succeeds or is a conflict.
+// It works also when ctx has ended, and does not give up before the service does: a build
+// must not stay pending or building.
+func (s *Service) insist(ctx context.Context, failure, buildID string, put func(context.Context) error) error {
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 10*time.Second) {
 		tryCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
-		err := store(tryCtx)
+		err := put(tryCtx)
 		cancel()
 		if err == nil || kiln.CodeOf(err) == kiln.CodeConflict {
 			return err
@@ -67,15 +68,19 @@ func (j *job) outcome(ctx context.Context, err error) (record func(context.Conte
 	if errors.Is(context.Cause(ctx), errCancelled) {
 		j.opts.Meter.BuildCancelled()
 	} else {
-		j.opts.Meter.BuildFailed(why.Stage, kiln.CodeOf(err) == kiln.CodeInternal)
+		j.opts.Meter.BuildFailed(why.Stage, ours(err))
 	}
 	return func(ctx context.Context) error { return j.opts.Store.FailBuild(ctx, id, why) }, true
 }
 
 // retry reports whether an error is a fault of ours that may not happen again.
 func (j *job) retry(ctx context.Context, err error) bool {
-	return kiln.CodeOf(err) == kiln.CodeInternal && ctx.Err() == nil && j.attempt < j.opts.Attempts
+	return ours(err) && ctx.Err() == nil && j.attempt < j.opts.Attempts
 }
+
+// ours reports whether an error is neither the user's mistake nor something that the
+// operator has to provide.
+func ours(err error) bool { return kiln.CodeOf(err) == kiln.CodeInternal || store.Unreachable(err) }
 
 // explain turns any error into what the user is shown.
 func (j *job) explain(ctx context.Context, err error) *kiln.BuildError {
@@ -87,7 +92,7 @@ func (j *job) explain(ctx context.Context, err error) *kiln.BuildError {
 		return mistake
 	}
 	var known *kiln.Error
-	if errors.As(err, &known) && known.Code != kiln.CodeInternal {
+	if errors.As(err, &known) && !ours(err) {
 		return &kiln.BuildError{Stage: j.stage, Message: known.Message, Hint: known.Hint, Err: err}
 	}
 	return &kiln.BuildError{

@@ -89,6 +89,9 @@ func (k *bake) step(ctx context.Context, name string, timeout time.Duration, run
 			return kiln.Errorf(kiln.CodeTimeout, "%s took longer than %v: %w", name, timeout, err).
 				WithHint("this host may be too busy or too slow: build again; the server's log has what the guest printed")
 		}
+		if errors.Is(err, guest.ErrGone) {
+			err = kiln.Errorf(kiln.CodeInternal, "%w", err) // there is no other sandbox to turn to, but another try
+		}
 		return k.explainFullDisk(fmt.Errorf("snapshot %s: %s: %w", k.spec.Size.Name, name, err))
 	}
 	k.log("%s %s: %s", k.spec.Size.Name, name, time.Since(begun).Round(time.Millisecond))

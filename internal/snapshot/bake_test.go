@@ -14,6 +14,7 @@ import (
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/artifact"
+	"github.com/kilnvm/kiln/internal/guest"
 	"github.com/kilnvm/kiln/internal/orphan"
 	"github.com/kilnvm/kiln/internal/ready"
 	"github.com/kilnvm/kiln/internal/testkit"
@@ -191,6 +192,20 @@ func TestVMThatDiesEndsTheBakeAtOnce(t *testing.T) {
 	}
 	if d := time.Since(begun); d > 20*time.Second {
 		t.Errorf("it took %s", d)
+	}
+}
+
+// A guest that is lost is our fault, which a build tries again.
+func TestLostGuestIsOurFault(t *testing.T) {
+	k := newKitchen(t)
+	k.driver.Step = func(_ context.Context, s string) error {
+		if s == "pause" {
+			return &kiln.Error{Code: kiln.CodeUnavailable, Message: "the sandbox is gone", Err: guest.ErrGone}
+		}
+		return nil
+	}
+	if _, err := k.Bake(t.Context(), k.spec, kiln.DiscardProgress); kiln.CodeOf(err) != kiln.CodeInternal || !errors.Is(err, guest.ErrGone) {
+		t.Errorf("error %v", err)
 	}
 }
 

@@ -119,6 +119,13 @@ func duplicate(err error) bool {
 // so that it may succeed when it is run again.
 func collided(err error) bool { return isPostgres(err, pgSerializationFailure, pgDeadlock) }
 
+// Unreachable reports whether err says that the database server cannot be reached, which
+// passes.
+func Unreachable(err error) bool {
+	var c *pgconn.ConnectError
+	return errors.As(err, &c)
+}
+
 // explain gives an error of the database a code where it is one that an operator can mend.
 func explain(err error) error {
 	var e *sqlite.Error
@@ -128,8 +135,7 @@ func explain(err error) error {
 	if isPostgres(err, pgDiskFull) {
 		return kiln.Errorf(kiln.CodeExhausted, "the database server's disk is full: %w", err).WithHint("free space on the database server")
 	}
-	var c *pgconn.ConnectError
-	if errors.As(err, &c) {
+	if Unreachable(err) {
 		return kiln.Errorf(kiln.CodeUnavailable, "the database server cannot be reached: %w", err).WithHint("check store.url and that PostgreSQL runs")
 	}
 	return err
