@@ -13,7 +13,7 @@ func TestQuantiles(t *testing.T) {
 	for _, n := range []int{5, 1, 4, 2, 3} {
 		s.Add(time.Duration(n) * time.Millisecond)
 	}
-	for percent, want := range map[int]time.Duration{0: 1, 50: 3, 99: 4, 100: 5} {
+	for percent, want := range map[int]time.Duration{0: 1, 20: 1, 21: 2, 50: 3, 80: 4, 81: 5, 99: 5, 100: 5} {
 		if got := s.Quantile(percent); got != want*time.Millisecond {
 			t.Errorf("quantile %d is %s, want %d ms", percent, got, want)
 		}

@@ -58,7 +58,7 @@ type CatalogRow struct {
 
 // Catalog builds the built-in templates on a server where they have not been built, and
 // measures their sandboxes. That a template cannot be built, or fails its smoke command, is
-// noted in its row and is the error at the end.
+// noted in its row and is the error at the end. Interrupted, it reports what it has.
 func Catalog(ctx context.Context, o CatalogOptions) (*CatalogReport, error) {
 	names := o.Templates
 	if len(names) == 0 {
@@ -70,7 +70,7 @@ func Catalog(ctx context.Context, o CatalogOptions) (*CatalogReport, error) {
 		c := cataloguing{CatalogOptions: o, row: CatalogRow{Template: name}}
 		err := c.measure(ctx)
 		if ctx.Err() != nil {
-			return nil, ctx.Err()
+			return report, errors.Join(failed, ctx.Err())
 		}
 		if err != nil {
 			c.row.Failed = err.Error()

@@ -44,7 +44,7 @@ Written by `+"`kiln bench catalog --own`"+` on %s. [templates.md](templates.md) 
 			said = "**failed**: " + row.Failed
 		}
 		fmt.Fprintf(t, "| %s\t| %s\t| %d\t| %s\t| %s\t| %s\t| %s\t| %s\t| %s\t| %s\t|\n", row.Template, dash(row.Size), len(row.Restore),
-			inMS(row.Restore.Quantile(50)), inMS(row.Restore.Quantile(99)), dash(theirs[row.Template].start),
+			inMS(row.Restore.Quantile(50)), p99(row.Restore), dash(theirs[row.Template].start),
 			inMS(row.First.Quantile(50)), p99(row.First), inMS(row.Smoke.Quantile(50)), strings.ReplaceAll(said, "|", `\|`))
 	}
 	if err := t.Flush(); err != nil {
@@ -56,7 +56,7 @@ stored twice for equal chunks in object storage. *first build* includes fetching
 yet, and asking for the images that come before it in the list. *all cached* builds the same recipe under
 another name with every stage found; *no change* builds that once more. *to daemon* is from the request to the first
 answer of the daemon in the clone; *first output* from the request to the first byte that the smoke command prints; *smoke
-command* is that command from start to end. PandaStack's figures are those of its documentation, on KVM.
+command* is that command from start to end; *p99* of fewer than 100 is the largest. PandaStack's figures are those of its documentation, on KVM.
 `)
 	return err
 }
@@ -90,9 +90,10 @@ func inMS(d time.Duration) string {
 	return fmt.Sprintf("%.0f ms", ms(d))
 }
 
-// p99 shows the 99th percentile of a sample that is large enough to have a tail.
+// p99 shows the 99th percentile of a sample that is large enough to have a tail; of fewer
+// than 100 it is the largest.
 func p99(s Sample) string {
-	if len(s) < 20 {
+	if len(s) < 10 {
 		return "–"
 	}
 	return inMS(s.Quantile(99))

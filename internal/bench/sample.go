@@ -12,14 +12,14 @@ type Sample []time.Duration
 // Add appends d.
 func (s *Sample) Add(d time.Duration) { *s = append(*s, d) }
 
-// Quantile returns the duration that percent of the sample do not exceed; 0 for an empty
-// sample.
+// Quantile returns the least duration in the sample that percent of it do not exceed, which
+// is called the nearest rank; 0 for an empty sample.
 func (s Sample) Quantile(percent int) time.Duration {
 	if len(s) == 0 {
 		return 0
 	}
 	sorted := slices.Sorted(slices.Values(s))
-	return sorted[(len(sorted)-1)*percent/100]
+	return sorted[max((len(sorted)*percent+99)/100, 1)-1]
 }
 
 // MarshalJSON writes what of the sample is of use to others.
