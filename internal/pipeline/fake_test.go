@@ -3,6 +3,7 @@ package pipeline
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"iter"
@@ -24,9 +25,10 @@ import (
 
 // host is everything outside the pipeline that a stage key depends on.
 type host struct {
-	base    string // content of every base image
-	format  int
-	machine string
+	base     string // content of every base image
+	upstream string // content that pulling it gives, "" if that is the same
+	format   int
+	machine  string
 }
 
 // stages records what really ran. It stands in for all three stages: the pipeline's own
@@ -73,7 +75,10 @@ func (s *stages) get() host {
 	return s.host
 }
 
-func (s *stages) Resolve(context.Context, kiln.Source, kiln.Progress) ([]kiln.BaseImage, error) {
+func (s *stages) Resolve(_ context.Context, src kiln.Source, _ kiln.Progress) ([]kiln.BaseImage, error) {
+	if src.Options.Pull {
+		s.set(func(h *host) { h.base = cmp.Or(h.upstream, h.base) })
+	}
 	return []kiln.BaseImage{{Name: "debian", Digest: kiln.DigestOf([]byte(s.get().base)), Origin: "layout"}}, nil
 }
 

@@ -226,9 +226,10 @@ func (s *Service) enqueue(ctx context.Context, v *kiln.Version, deferred bool, i
 }
 
 // unchanged returns the promoted version of t if building v would give the same, and nil
-// if not or if that cannot be told quickly. It looks only at keys and files at hand.
+// if not or if that cannot be told quickly. It looks only at keys, files at hand and, with
+// Pull, the registries.
 func (s *Service) unchanged(ctx context.Context, t *kiln.Template, v *kiln.Version, src kiln.Source) *kiln.Version {
-	if v.Options.NoCache || v.Options.Pull || t.Current == 0 {
+	if v.Options.NoCache || t.Current == 0 {
 		return nil
 	}
 	current, err := s.opts.Store.Version(ctx, t.ID, t.Current)
