@@ -26,15 +26,11 @@ import (
 const buildkitModule = "github.com/moby/buildkit"
 
 // buildkitd builds the real daemon of the BuildKit version that Kiln links, once per
-// machine.
+// machine. It is built as part of this module, so that most of it is compiled already, with
+// a copy of go.mod and go.sum, because those need not know what only the daemon needs.
 func buildkitd(t *testing.T) string {
 	t.Helper()
-	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", buildkitModule).Output()
-	if err != nil {
-		t.Fatalf("find BuildKit: %v", err)
-	}
-	dir := strings.TrimSpace(string(out))
-	path := filepath.Join(testkit.CacheDir(), "buildkitd-"+filepath.Base(dir))
+	path := filepath.Join(testkit.CacheDir(), "buildkitd-"+outputOf(t, "go", "list", "-m", "-f", "{{.Version}}", buildkitModule))
 	lock, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		t.Fatal(err)
@@ -46,11 +42,31 @@ func buildkitd(t *testing.T) string {
 	if _, err := os.Stat(path); err == nil {
 		return path
 	}
-	build := exec.Command("go", "build", "-C", dir, "-o", path, "./cmd/buildkitd")
+	module, tmp := filepath.Dir(outputOf(t, "go", "env", "GOMOD")), t.TempDir()
+	for _, name := range []string{"go.mod", "go.sum"} {
+		content, err := os.ReadFile(filepath.Join(module, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(tmp, name), content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	build := exec.Command("go", "build", "-modfile="+filepath.Join(tmp, "go.mod"), "-mod=mod", "-o", path, buildkitModule+"/cmd/buildkitd")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build buildkitd: %v\n%s", err, out)
 	}
 	return path
+}
+
+// outputOf returns what a command prints, without the line's end.
+func outputOf(t *testing.T, command ...string) string {
+	t.Helper()
+	out, err := exec.Command(command[0], command[1:]...).Output()
+	if err != nil {
+		t.Fatalf("%q: %v", command, err)
+	}
+	return strings.TrimSpace(string(out))
 }
 
 // startBuildkitd returns the address of a running daemon. Its processes and mounts live in
