@@ -94,7 +94,8 @@ func (a *app) templatesBuild() *cobra.Command {
 show the build and wait for its end. If the template exists, its next version is built;
 until that is ready the old one serves. Interrupting the command cancels the build.
 
---builtin builds a built-in template now rather than on its first use.`,
+--builtin builds a built-in template now rather than on its first use. The server's operator
+builds it again with --no-cache or --pull.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if builtIn != "" && len(args) > 0 {
 				return fmt.Errorf("--builtin %s names the template: it takes no NAME and no DIR", builtIn)
@@ -106,7 +107,7 @@ until that is ready the old one serves. Interrupting the command cancels the bui
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if builtIn != "" {
-				return a.buildBuiltIn(cmd.Context(), builtIn)
+				return a.buildBuiltIn(cmd.Context(), builtIn, api.BuiltInRequest{NoCache: f.noCache, Pull: f.pull}, !detach)
 			}
 			remote, err := f.from.remote(len(args) == 2)
 			if err != nil {

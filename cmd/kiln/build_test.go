@@ -1,6 +1,10 @@
 package main
 
 import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -129,6 +133,27 @@ func TestOneSourceOnly(t *testing.T) {
 		r := runKiln(env, append([]string{"templates"}, c.args...)...)
 		if r.code != 2 || !strings.Contains(r.stderr, c.want) {
 			t.Errorf("%v: exit code %d: %s", c.args, r.code, r.stderr)
+		}
+	}
+}
+
+// TestBuildOfABuiltIn: what is asked for arrives, and -d does not wait for it.
+func TestBuildOfABuiltIn(t *testing.T) {
+	asked := make(chan string, 1)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		asked <- r.URL.Path + " " + string(body)
+		fmt.Fprint(w, `{"id":"b1","name":"python","version":2,"status":"queued"}`)
+	}))
+	defer server.Close()
+	env := map[string]string{"KILN_SERVER": server.URL, "KILN_TOKEN": "x"}
+	for flag, want := range map[string]string{"--no-cache": `{"no_cache":true}`, "--pull": `{"pull":true}`} {
+		r := runKiln(env, "templates", "build", "--builtin", "python", flag, "-d")
+		if got := <-asked; r.code != 0 || got != "/v1/catalog/python/build "+want || !strings.Contains(r.stdout, "building python version 2") {
+			t.Errorf("%s: asked for %s, %+v", flag, got, r)
 		}
 	}
 }

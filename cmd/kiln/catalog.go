@@ -12,16 +12,16 @@ import (
 	"github.com/kilnvm/kiln/internal/client"
 )
 
-func (a *app) buildBuiltIn(ctx context.Context, name string) error {
+func (a *app) buildBuiltIn(ctx context.Context, name string, req api.BuiltInRequest, wait bool) error {
 	c, err := a.client()
 	if err != nil {
 		return err
 	}
-	b, err := c.BuildBuiltIn(ctx, name)
+	b, err := c.BuildBuiltIn(ctx, name, req)
 	if err != nil {
 		return err
 	}
-	if b.Unchanged {
+	if b.Unchanged || !wait {
 		return a.queued(ctx, c, b, false)
 	}
 	end, err := a.watchBuiltIn(ctx, c, a.progress(), b)

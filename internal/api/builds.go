@@ -148,7 +148,15 @@ func (s *Server) getBuild(ctx context.Context, in *BuildID) (*buildOutput, error
 }
 
 func (s *Server) cancelBuild(ctx context.Context, in *BuildID) (*struct{}, error) {
-	return nil, s.opts.Templates.Cancel(ctx, orgOf(ctx), in.ID)
+	org := orgOf(ctx)
+	t, _, err := s.opts.Templates.Build(ctx, org, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	if t.BuiltIn && callerOf(ctx).Operator() {
+		org = t.OrgID
+	}
+	return nil, s.opts.Templates.Cancel(ctx, org, in.ID)
 }
 
 func (s *Server) buildLogs(ctx context.Context, in *logsInput) (*huma.StreamResponse, error) {

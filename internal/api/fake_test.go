@@ -91,10 +91,10 @@ func (f *fakeTemplates) Rebuild(_ context.Context, _ string, req NewVersion) (Qu
 	return Queued{Template: t, Version: t.Latest}, nil
 }
 
-func (f *fakeTemplates) BuildBuiltIn(_ context.Context, name string) (Queued, error) {
+func (f *fakeTemplates) BuildBuiltIn(_ context.Context, req NewVersion) (Queued, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	t, err := f.find(name)
+	t, err := f.find(req.Template)
 	if err != nil {
 		return Queued{}, err
 	}

@@ -21,8 +21,9 @@ type Templates interface {
 	Create(ctx context.Context, orgID string, req NewTemplate) (Queued, error)
 	// Rebuild queues the next version from the context and options of the newest one.
 	Rebuild(ctx context.Context, orgID string, req NewVersion) (Queued, error)
-	// BuildBuiltIn builds a built-in template now if its newest version is not ready.
-	BuildBuiltIn(ctx context.Context, name string) (Queued, error)
+	// BuildBuiltIn builds a built-in template now if its newest version is not ready, or if
+	// the request has NoCache or Pull.
+	BuildBuiltIn(ctx context.Context, req NewVersion) (Queued, error)
 	// Capture queues a version of a template made of a running sandbox's file system.
 	Capture(ctx context.Context, orgID string, req CaptureTemplate) (Queued, error)
 	// UpdateQuota changes what new sandboxes of a template get.
@@ -171,6 +172,10 @@ type (
 		TemplateName
 		Body *RebuildRequest
 	}
+	builtInInput struct {
+		TemplateName
+		Body *BuiltInRequest
+	}
 	buildOutput struct{ Body Build }
 )
 
@@ -182,6 +187,14 @@ type RebuildRequest struct {
 	Secrets map[string][]byte `json:"secrets,omitempty" doc:"Values of RUN --mount=type=secret by id; never stored"`
 	// GitCredentials open the repository of a template that has one.
 	GitCredentials kiln.GitCredentials `json:"git_credentials,omitzero" doc:"For a template from a private git repository; never stored"`
+}
+
+// BuiltInRequest is the optional body of a build of a built-in template. What it has is for
+// the server's operator: it makes the next version although there is one.
+type BuiltInRequest struct {
+	_       struct{} `additionalProperties:"true"`
+	NoCache bool     `json:"no_cache,omitempty" doc:"Run every step again"`
+	Pull    bool     `json:"pull,omitempty" doc:"Ask for newer base images"`
 }
 
 func (s *Server) registerTemplates() {
@@ -200,7 +213,7 @@ func (s *Server) registerTemplates() {
 	}, unbounded: true}, s.rebuildTemplate)
 	register(s, route{Operation: huma.Operation{
 		OperationID: "buildBuiltIn", Method: http.MethodPost, Path: "/v1/catalog/{name}/build", Tags: tags,
-		Summary: "Build a built-in template now, not on its first use", DefaultStatus: http.StatusAccepted,
+		Summary: "Build a built-in template now, not on its first use; for the operator also again", DefaultStatus: http.StatusAccepted,
 	}}, s.buildBuiltIn)
 	register(s, route{Operation: huma.Operation{
 		OperationID: "buildTemplate", Method: http.MethodPost, Path: "/v1/templates/build", Tags: tags,
@@ -239,8 +252,15 @@ func (s *Server) deleteTemplate(ctx context.Context, in *TemplateName) (*struct{
 	return nil, s.opts.Templates.Delete(ctx, orgOf(ctx), in.Name)
 }
 
-func (s *Server) buildBuiltIn(ctx context.Context, in *TemplateName) (*buildOutput, error) {
-	queued, err := s.opts.Templates.BuildBuiltIn(ctx, in.Name)
+func (s *Server) buildBuiltIn(ctx context.Context, in *builtInInput) (*buildOutput, error) {
+	req := NewVersion{Template: in.Name}
+	if in.Body != nil && (in.Body.NoCache || in.Body.Pull) {
+		if err := operatorOnly(ctx); err != nil {
+			return nil, err
+		}
+		req.NoCache, req.Pull = in.Body.NoCache, in.Body.Pull
+	}
+	queued, err := s.opts.Templates.BuildBuiltIn(ctx, req)
 	if err != nil {
 		return nil, err
 	}

@@ -104,7 +104,7 @@ func (c *cataloguing) measure(ctx context.Context) error {
 // build builds the built-in template itself.
 func (c *cataloguing) build(ctx context.Context) error {
 	begun := time.Now()
-	b, err := c.Client.BuildBuiltIn(ctx, c.row.Template)
+	b, err := c.Client.BuildBuiltIn(ctx, c.row.Template, api.BuiltInRequest{})
 	if err != nil {
 		return err
 	}

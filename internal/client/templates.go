@@ -59,10 +59,11 @@ func (c *Client) RebuildTemplate(ctx context.Context, ref string, req api.Rebuil
 	return out, c.call(ctx, http.MethodPost, "/v1/templates/"+segment(ref)+"/rebuild", req, out)
 }
 
-// BuildBuiltIn builds a built-in template now if its newest version is not ready.
-func (c *Client) BuildBuiltIn(ctx context.Context, name string) (*api.Build, error) {
+// BuildBuiltIn builds a built-in template now if its newest version is not ready, or if the
+// request says so.
+func (c *Client) BuildBuiltIn(ctx context.Context, name string, req api.BuiltInRequest) (*api.Build, error) {
 	out := &api.Build{}
-	return out, c.call(ctx, http.MethodPost, "/v1/catalog/"+segment(name)+"/build", nil, out)
+	return out, c.call(ctx, http.MethodPost, "/v1/catalog/"+segment(name)+"/build", req, out)
 }
 
 // CreateTemplate sends a build context and queues its build.

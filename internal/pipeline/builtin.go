@@ -43,21 +43,29 @@ func (s *Service) RegisterBuiltIns(ctx context.Context, list []BuiltIn, eager []
 	return nil
 }
 
-// register makes a deferred version of b unless its newest one is made from the same files.
-// One that failed is made again if again is set: what was missing may be there now.
-func (s *Service) register(ctx context.Context, b BuiltIn, again bool) (*kiln.Template, error) {
+// register makes sure that b is there, under all its names.
+func (s *Service) register(ctx context.Context, b BuiltIn, eager bool) (*kiln.Template, error) {
+	t, err := s.registerRecipe(ctx, b, eager)
+	if err != nil {
+		return nil, err
+	}
+	return t, s.opts.Store.SetAliases(ctx, t.ID, b.Aliases)
+}
+
+// registerRecipe makes a deferred version of b unless its newest one is made from the same
+// files. One that failed is made again if it is eager or in use: what was missing may be
+// there now.
+func (s *Service) registerRecipe(ctx context.Context, b BuiltIn, eager bool) (*kiln.Template, error) {
 	t, err := s.opts.Store.FindTemplate(ctx, "", b.Name)
 	known := err == nil && t.Name == b.Name // and not an alias
 	if err != nil && kiln.CodeOf(err) != kiln.CodeNotFound {
 		return nil, err
 	}
-	if known && t.Latest.SourceBlob == kiln.DigestOf(b.Context) && (!again || t.Latest.Status != kiln.VersionFailed) {
+	if known && t.Latest.SourceBlob == kiln.DigestOf(b.Context) && (t.Latest.Status != kiln.VersionFailed || !eager && t.Current == 0) {
 		return t, nil
 	}
 	if known && t.Latest.Status == kiln.VersionPending {
-		// Nobody has asked for it, and nobody will: the program has a newer recipe.
-		_, err := s.opts.Store.CancelBuild(ctx, t.Latest.BuildID, &kiln.BuildError{Stage: kiln.StageSource, Message: "a newer recipe took its place"})
-		if err != nil && kiln.CodeOf(err) != kiln.CodeConflict {
+		if err := s.replacePending(ctx, t.Latest.BuildID, "a newer recipe took its place"); err != nil {
 			return nil, err
 		}
 	}
@@ -69,7 +77,17 @@ func (s *Service) register(ctx context.Context, b BuiltIn, again bool) (*kiln.Te
 		return nil, err
 	}
 	s.log.InfoContext(ctx, "built-in template", "name", b.Name, "version", res.Version.Number)
-	return res.Template, s.opts.Store.SetAliases(ctx, res.Template.ID, b.Aliases)
+	return res.Template, nil
+}
+
+// replacePending ends a build that has not begun, because another one follows.
+func (s *Service) replacePending(ctx context.Context, buildID, why string) error {
+	_, err := s.opts.Store.CancelBuild(ctx, buildID, &kiln.BuildError{Stage: kiln.StageSource, Message: why})
+	if kiln.CodeOf(err) == kiln.CodeConflict {
+		return nil // it has ended
+	}
+	s.forget(buildID)
+	return err
 }
 
 // buildInTurn builds deferred versions one after the other, so that a user's build never
@@ -122,7 +140,7 @@ func (s *Service) BuildOnUse(ctx context.Context, orgID, ref string) (*kiln.Temp
 	if t.Latest.Status == kiln.VersionFailed && time.Since(t.Latest.EndedAt) < retryFailed {
 		return nil, nil
 	}
-	res, err := s.BuildBuiltIn(ctx, t.Name)
+	res, err := s.BuildBuiltIn(ctx, Rebuild{Template: t.Name})
 	if err != nil {
 		return nil, err
 	}
@@ -130,9 +148,10 @@ func (s *Service) BuildOnUse(ctx context.Context, orgID, ref string) (*kiln.Temp
 }
 
 // BuildBuiltIn builds a built-in template now, unless its newest version is ready or being
-// built. Aliases count as names.
-func (s *Service) BuildBuiltIn(ctx context.Context, name string) (*Result, error) {
-	name, err := kiln.ParseWholeTemplate(name, "templates build --builtin", "its newest version is what is built")
+// built. With NoCache or Pull, which are for the server's operator, its next version is
+// built in any case. Aliases count as names.
+func (s *Service) BuildBuiltIn(ctx context.Context, req Rebuild) (*Result, error) {
+	name, err := kiln.ParseWholeTemplate(req.Template, "templates build --builtin", "its newest version is what is built")
 	if err != nil {
 		return nil, err
 	}
@@ -140,12 +159,29 @@ func (s *Service) BuildBuiltIn(ctx context.Context, name string) (*Result, error
 	if err != nil {
 		return nil, err
 	}
+	req.Template = t.ID
+	if req.NoCache || req.Pull {
+		return s.refresh(ctx, t, req)
+	}
 	switch t.Latest.Status {
 	case kiln.VersionReady:
 		return &Result{Template: t, Version: t.Latest, Unchanged: true}, nil
 	case kiln.VersionFailed:
-		return s.Rebuild(ctx, "", Rebuild{Template: t.ID})
+		return s.Rebuild(ctx, "", req)
 	case kiln.VersionPending, kiln.VersionBuilding:
 	}
 	return &Result{Template: t, Version: t.Latest}, s.startDeferred(ctx, t.Latest.BuildID, wanted)
+}
+
+// refresh builds the next version of a built-in template from the same recipe.
+func (s *Service) refresh(ctx context.Context, t *kiln.Template, req Rebuild) (*Result, error) {
+	old, err := s.opts.Store.Build(ctx, t.Latest.BuildID)
+	if err != nil {
+		return nil, err
+	}
+	res, err := s.Rebuild(ctx, "", req)
+	if err != nil || !old.Deferred {
+		return res, err
+	}
+	return res, s.replacePending(ctx, old.ID, "a newer build took its place")
 }

@@ -2,7 +2,9 @@ package pipeline
 
 import (
 	"context"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/kilnvm/kiln"
@@ -69,7 +71,7 @@ func TestBuiltInsAreBuiltWhenDue(t *testing.T) {
 		if again, err := r.BuildOnUse(t.Context(), org, "b"); again != nil || err != nil {
 			t.Errorf("built on the second use: %+v, %v", again, err)
 		}
-		if res, err := r.BuildBuiltIn(t.Context(), "b"); err != nil || !res.Unchanged {
+		if res, err := r.BuildBuiltIn(t.Context(), Rebuild{Template: "b"}); err != nil || !res.Unchanged {
 			t.Errorf("built when asked for again: %+v, %v", res, err)
 		}
 	})
@@ -146,6 +148,117 @@ func TestFailedBuiltInIsTriedAgain(t *testing.T) {
 	r.settled(t, builtIns(t, "1", "a", "b"), "a") // the next start of the server
 	if a := r.builtIn(t, "a"); a.Current != 2 {
 		t.Errorf("%+v", a.Latest)
+	}
+	r.tidy(t)
+}
+
+// TestOperatorRefreshesBuiltIns: the recipe is the same, so that nothing else would build it.
+func TestOperatorRefreshesBuiltIns(t *testing.T) {
+	entered := make(chan struct{}, 1)
+	var block atomic.Bool
+	r := newRig(t, dataDir(t), func(_ *Options, s *stages) {
+		blocked := blockIn(kiln.StageImage, entered)
+		s.hook = func(ctx context.Context, stage kiln.Stage) error {
+			if block.Load() {
+				return blocked(ctx, stage)
+			}
+			return nil
+		}
+	})
+	r.settled(t, builtIns(t, "1", "a", "b"), "a")
+	a, b := r.builtIn(t, "a"), r.builtIn(t, "b")
+	r.take()
+	for _, c := range []struct {
+		name string
+		req  Rebuild
+		ran  []kiln.Stage
+	}{
+		{"a", Rebuild{Template: "a-alias", NoCache: true}, []kiln.Stage{kiln.StageImage, kiln.StageRootfs}},
+		{"b", Rebuild{Template: "b", Pull: true}, nil}, // nobody has used it, and its recipe is that of a
+	} {
+		res, err := r.BuildBuiltIn(t.Context(), c.req)
+		if err != nil || res.Unchanged || res.Version.Number != 2 {
+			t.Fatalf("%s: %+v, %v", c.name, res, err)
+		}
+		r.ready(t, res)
+		if got := r.builtIn(t, c.name); got.Current != 2 || !slices.Equal(r.take(), c.ran) {
+			t.Errorf("%s: %+v", c.name, got)
+		}
+	}
+	if first, err := r.store.Version(t.Context(), b.ID, 1); err != nil || first.Status != kiln.VersionFailed {
+		t.Errorf("the version of b that nobody used waits on: %+v, %v", first, err)
+	}
+
+	block.Store(true)
+	res, err := r.BuildBuiltIn(t.Context(), Rebuild{Template: a.ID, NoCache: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-entered
+	if err := r.Cancel(t.Context(), org, res.Version.BuildID); kiln.CodeOf(err) != kiln.CodeForbidden {
+		t.Errorf("cancelled by a tenant: %v", err)
+	}
+	if err := r.Cancel(t.Context(), "", res.Version.BuildID); err != nil {
+		t.Fatal(err)
+	}
+	if v := r.wait(t, res); v.Status != kiln.VersionFailed || r.builtIn(t, "a").Current != 2 {
+		t.Errorf("after the cancellation: %+v", v)
+	}
+	block.Store(false)
+	r.settled(t, builtIns(t, "1", "a", "b"), "a") // what is current has that recipe
+	if got := r.builtIn(t, "a"); got.Latest.Number != 3 {
+		t.Errorf("built again: %+v", got.Latest)
+	}
+	r.settled(t, builtIns(t, "1", "c"))
+	if err := r.Cancel(t.Context(), "", r.builtIn(t, "c").Latest.BuildID); kiln.CodeOf(err) != kiln.CodeConflict {
+		t.Errorf("cancel of a build that nobody asked for: %v", err)
+	}
+	r.tidy(t)
+}
+
+// TestBuiltInsHaveTheirAliases: also when the server died before they had, and when nothing
+// else of the catalogue has changed.
+func TestBuiltInsHaveTheirAliases(t *testing.T) {
+	r := newRig(t, dataDir(t), nil)
+	list := builtIns(t, "1", "a", "b")
+	list[0].Aliases, list[1].Aliases = nil, []string{"x", "y"}
+	r.settled(t, list)
+	list[0].Aliases, list[1].Aliases = []string{"y", "z"}, []string{"x"}
+	r.settled(t, list)
+	for alias, name := range map[string]string{"x": "b", "y": "a", "z": "a"} {
+		if got := r.builtIn(t, alias); got.Name != name || got.Latest.Number != 1 {
+			t.Errorf("%s means %s version %d, want %s", alias, got.Name, got.Latest.Number, name)
+		}
+	}
+	list[0].Aliases = []string{"z"}
+	r.settled(t, list)
+	if _, err := r.store.FindTemplate(t.Context(), org, "y"); kiln.CodeOf(err) != kiln.CodeNotFound {
+		t.Errorf("an alias that was given up: %v", err)
+	}
+}
+
+// TestUsedBuiltInIsTriedAgain: a new recipe that could not be built is built at the next
+// start, whether the template is eager or not.
+func TestUsedBuiltInIsTriedAgain(t *testing.T) {
+	offline := false
+	r := newRig(t, dataDir(t), func(_ *Options, s *stages) {
+		s.hook = func(_ context.Context, stage kiln.Stage) error {
+			if offline && stage == kiln.StageImage {
+				return kiln.Errorf(kiln.CodeUnavailable, "no base image")
+			}
+			return nil
+		}
+	})
+	r.settled(t, builtIns(t, "1", "a"), "a")
+	offline = true
+	r.settled(t, builtIns(t, "2", "a"))
+	if a := r.builtIn(t, "a"); a.Current != 1 || a.Latest.Status != kiln.VersionFailed {
+		t.Fatalf("%+v, %+v", a, a.Latest)
+	}
+	offline = false
+	r.settled(t, builtIns(t, "2", "a"))
+	if a := r.builtIn(t, "a"); a.Current != 3 {
+		t.Errorf("%+v, %+v", a, a.Latest)
 	}
 	r.tidy(t)
 }

@@ -55,7 +55,10 @@ func (s *Service) Cancel(ctx context.Context, orgID, buildID string) error {
 		return err
 	}
 	if t.BuiltIn && orgID != "" {
-		return kiln.Errorf(kiln.CodeForbidden, "template %q is built-in: its builds serve everybody and cannot be cancelled", t.Name)
+		return kiln.Errorf(kiln.CodeForbidden, "template %q is built-in: its builds serve everybody, and only the server's operator cancels them", t.Name)
+	}
+	if err := s.awaited(ctx, t, buildID); err != nil {
+		return err // there is nothing to stop
 	}
 	stopped, err := s.opts.Store.CancelBuild(ctx, buildID, cancelled(kiln.StageSource))
 	if err != nil {

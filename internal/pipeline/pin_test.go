@@ -26,7 +26,7 @@ func TestPins(t *testing.T) {
 		"templates untag":           func(ref string) error { return r.RemoveTag(ctx, org, ref, "v1") },
 		"templates tags":            func(ref string) error { _, err := r.Tags(ctx, org, ref); return err },
 		"templates versions":        func(ref string) error { _, _, err := r.Versions(ctx, org, ref, 0, 10); return err },
-		"templates build --builtin": func(ref string) error { _, err := r.BuildBuiltIn(ctx, ref); return err },
+		"templates build --builtin": func(ref string) error { _, err := r.BuildBuiltIn(ctx, Rebuild{Template: ref}); return err },
 	} {
 		for _, pin := range []string{"@1", ":v1"} {
 			err := do("a" + pin)

@@ -144,7 +144,8 @@ func (s *Service) Rebuild(ctx context.Context, orgID string, req Rebuild) (*Resu
 		return nil, err
 	}
 	if t.BuiltIn && orgID != "" {
-		return nil, kiln.Errorf(kiln.CodeForbidden, "template %q is built-in and rebuilt by the server only", t.Name)
+		return nil, kiln.Errorf(kiln.CodeForbidden, "template %q is built-in and rebuilt by the server only", t.Name).
+			WithHint("its operator can: kiln templates build --builtin %s --pull", t.Name)
 	}
 	old := t.Latest
 	// Another rebuild may end its being the newest while this one reads it.

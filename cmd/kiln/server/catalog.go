@@ -29,8 +29,8 @@ func (n *node) registerCatalog(ctx context.Context, cfg config.Catalog) error {
 }
 
 // BuildBuiltIn implements api.Templates.
-func (t templates) BuildBuiltIn(ctx context.Context, name string) (api.Queued, error) {
-	return queued(t.Service.BuildBuiltIn(ctx, name))
+func (t templates) BuildBuiltIn(ctx context.Context, req api.NewVersion) (api.Queued, error) {
+	return queued(t.Service.BuildBuiltIn(ctx, pipeline.Rebuild(req)))
 }
 
 // onFirstUse starts the build of a built-in template for which a sandbox was refused, and
