@@ -12,6 +12,7 @@ import (
 
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/api"
@@ -33,12 +34,10 @@ type buildFlags struct {
 
 func (f *buildFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVarP(&f.dockerfile, "dockerfile", "f", "", "the Dockerfile, or - for standard input (default CONTEXT/Dockerfile)")
+	f.addDockerfile(flags)
+	f.addCache(flags)
 	flags.StringVar(&f.target, "target", "", "stage of the Dockerfile to build")
 	flags.StringArrayVar(&f.buildArgs, "build-arg", nil, "NAME=VALUE of an ARG, or NAME for the environment's value (repeatable)")
-	flags.StringArrayVar(&f.secrets, "secret", nil, "id=ID,src=FILE or id=ID,env=NAME for RUN --mount=type=secret (repeatable)")
-	flags.BoolVar(&f.noCache, "no-cache", false, "run every step again")
-	flags.BoolVar(&f.pull, "pull", false, "ask for newer base images")
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "NAME=VALUE for every command in its sandboxes (repeatable)")
 	flags.StringVar(&f.description, "description", "", "what the template is, for people")
 	flags.StringVar(&f.startCmd, "start-cmd", "", "command that is started before the snapshot and keeps running")
@@ -48,6 +47,16 @@ func (f *buildFlags) add(cmd *cobra.Command) {
 	f.from.add(flags)
 	f.egress.add(cmd, "egress-")
 	f.limits.add(flags)
+}
+
+func (f *buildFlags) addDockerfile(flags *pflag.FlagSet) {
+	flags.StringVarP(&f.dockerfile, "dockerfile", "f", "", "the Dockerfile, or - for standard input (default CONTEXT/Dockerfile)")
+}
+
+func (f *buildFlags) addCache(flags *pflag.FlagSet) {
+	flags.StringArrayVar(&f.secrets, "secret", nil, "id=ID,src=FILE or id=ID,env=NAME for RUN --mount=type=secret (repeatable)")
+	flags.BoolVar(&f.noCache, "no-cache", false, "run every step again")
+	flags.BoolVar(&f.pull, "pull", false, "ask for newer base images")
 }
 
 func (a *app) templatesCreate() *cobra.Command {
@@ -221,6 +230,11 @@ func (a *app) create(ctx context.Context, name string, in source.Input, f buildF
 		return err
 	}
 	req.Name, req.Replace = name, replace
+	return a.send(ctx, c, in, req, wait)
+}
+
+// send sends a request and, unless the server fetches it, the context.
+func (a *app) send(ctx context.Context, c *client.Client, in source.Input, req *client.CreateTemplate, wait bool) error {
 	if req.Git == nil && req.Image == "" {
 		archive, err := packContext(ctx, in, req)
 		if err != nil {
@@ -375,39 +389,6 @@ func (a *app) readSecret(item string) (id string, value []byte, err error) {
 		return "", nil, bad
 	}
 	return id, value, nil
-}
-
-func (a *app) templatesRebuild() *cobra.Command {
-	var access gitAccess
-	var noCache, pull, detach bool
-	var secrets []string
-	cmd := &cobra.Command{
-		Use:   "rebuild NAME",
-		Short: "Build the next version from the same source, unless nothing would change",
-		Args:  cobra.ExactArgs(1),
-		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
-			req := api.RebuildRequest{NoCache: noCache, Pull: pull}
-			var err error
-			if req.GitCredentials, err = access.credentials(a); err != nil {
-				return err
-			}
-			if req.Secrets, err = a.readSecrets(secrets); err != nil {
-				return err
-			}
-			b, err := c.RebuildTemplate(cmd.Context(), args[0], req)
-			if err != nil {
-				return err
-			}
-			return a.queued(cmd.Context(), c, b, !detach)
-		}),
-	}
-	cmd.Flags().BoolVar(&noCache, "no-cache", false, "run every step again")
-	cmd.Flags().BoolVar(&pull, "pull", false, "ask for newer base images")
-	cmd.Flags().StringArrayVar(&secrets, "secret", nil, "id=ID,src=FILE or id=ID,env=NAME (repeatable)")
-	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "return at once")
-	access.add(cmd.Flags())
-	a.addProgress(cmd)
-	return cmd
 }
 
 // cancelTimeout bounds the request that cancels a build whose reader was interrupted.

@@ -55,6 +55,7 @@ type NewTemplate struct {
 	Options  kiln.BuildOptions
 	Metadata kiln.Metadata // what the request says; it wins over the context's file
 	Replace  bool
+	Keep     bool // make the next version, with what the newest one's request said
 }
 
 // NewVersion asks for the next version of a template.

@@ -44,6 +44,7 @@ type BuildOptions struct {
 
 type buildInput struct {
 	Replace bool `query:"replace" doc:"Build the next version if the name exists"`
+	Keep    bool `query:"keep" doc:"Build the next version of a template that exists, with the args, target and metadata of its newest version's request where this one says nothing"`
 	request *http.Request
 	rc      *http.ResponseController
 }
@@ -95,7 +96,7 @@ func (s *Server) buildTemplate(ctx context.Context, in *buildInput) (*buildOutpu
 	if err != nil {
 		return nil, err
 	}
-	req, archive, err := form.request()
+	req, archive, err := form.request(in.Keep)
 	if err != nil {
 		return nil, err
 	}
@@ -104,6 +105,7 @@ func (s *Server) buildTemplate(ctx context.Context, in *buildInput) (*buildOutpu
 		req.Context = archive
 	}
 	req.Replace = in.Replace
+	req.Keep = in.Keep
 	queued, err := s.opts.Templates.Create(ctx, orgOf(ctx), req)
 	if err != nil {
 		return nil, err
@@ -244,10 +246,12 @@ func spool(name string, r io.Reader) (err error) {
 }
 
 // request turns the form into what the pipeline asks for. The archive must be closed.
-func (f *buildForm) request() (NewTemplate, *os.File, error) {
+func (f *buildForm) request(exists bool) (NewTemplate, *os.File, error) {
 	req := NewTemplate{Name: f.fields["name"]}
-	if err := checkNewName(req.Name); err != nil {
-		return req, nil, err
+	if !exists {
+		if err := checkNewName(req.Name); err != nil {
+			return req, nil, err
+		}
 	}
 	if f.fields["kernel"] != "" {
 		return req, nil, kiln.Errorf(kiln.CodeInvalid, "a template cannot choose its kernel").WithHint("the server's configuration does: vm.kernel")

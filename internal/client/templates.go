@@ -24,6 +24,7 @@ type CreateTemplate struct {
 	Options        api.BuildOptions
 	Metadata       kiln.Metadata
 	Replace        bool // build the next version if the name exists
+	Keep           bool // build the next version, with what the newest one's request said
 	// Warnings were found while the context was packed; they are handed through.
 	Warnings []string
 }
@@ -73,7 +74,10 @@ func (c *Client) CreateTemplate(ctx context.Context, req CreateTemplate) (*api.B
 	form := multipart.NewWriter(w)
 	go func() { w.CloseWithError(writeForm(form, req)) }()
 	path := "/v1/templates/build"
-	if req.Replace {
+	switch {
+	case req.Keep:
+		path += "?keep=true"
+	case req.Replace:
 		path += "?replace=true"
 	}
 	resp, err := c.send(ctx, http.MethodPost, path, form.FormDataContentType(), body)

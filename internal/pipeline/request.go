@@ -31,6 +31,9 @@ type NewTemplate struct {
 	Metadata kiln.Metadata // what is set here wins over the metadata file
 	// Replace makes the next version if the organisation has a template of that name.
 	Replace bool
+	// Keep makes the next version of a template that has to exist, with the arguments, target
+	// and metadata of its newest version's request where this one says nothing.
+	Keep bool
 }
 
 // Rebuild asks for the next version of a template from the source of its newest one.
@@ -66,6 +69,11 @@ func (s *Service) Create(ctx context.Context, orgID string, req NewTemplate) (*R
 
 // create is Create; a deferred version stays off the queue until somebody asks for it.
 func (s *Service) create(ctx context.Context, orgID string, req NewTemplate, deferred bool) (_ *Result, err error) {
+	if req.Keep {
+		if req, err = s.keep(ctx, orgID, req); err != nil {
+			return nil, err
+		}
+	}
 	if req.Name != "" {
 		if err := kiln.CheckTemplateName(req.Name); err != nil {
 			return nil, err
@@ -133,9 +141,29 @@ func (s *Service) createOrReplace(ctx context.Context, orgID string, req NewTemp
 	return &Result{Template: t, Version: v}, nil
 }
 
-// Rebuild queues the next version of a template, unless that would change nothing.
-func (s *Service) Rebuild(ctx context.Context, orgID string, req Rebuild) (*Result, error) {
-	name, err := kiln.ParseWholeTemplate(req.Template, "templates rebuild", "the source of the newest version is built")
+// keep completes req by what the request for the newest version said.
+func (s *Service) keep(ctx context.Context, orgID string, req NewTemplate) (NewTemplate, error) {
+	t, err := s.findOwn(ctx, orgID, req.Name)
+	if err != nil {
+		return req, err
+	}
+	o := t.Latest.Options.Origin
+	if o.Capture != nil {
+		return req, kiln.Errorf(kiln.CodeConflict, "template %q is the file system of a sandbox: its metadata are not those of a build context", t.Name).
+			WithHint("`kiln templates build %s DIR` makes its next version of a folder", t.Name)
+	}
+	req.Name, req.Replace = t.Name, true
+	if req.Options.Target == "" {
+		req.Options.Target = o.Target
+	}
+	req.Options.Args = overlay(o.Args, req.Options.Args)
+	req.Metadata = overMetadata(o.Metadata, req.Metadata)
+	return req, nil
+}
+
+// findOwn returns a template that the organisation may rebuild.
+func (s *Service) findOwn(ctx context.Context, orgID, ref string) (*kiln.Template, error) {
+	name, err := kiln.ParseWholeTemplate(ref, "templates rebuild", "the next version follows the newest one")
 	if err != nil {
 		return nil, err
 	}
@@ -146,6 +174,15 @@ func (s *Service) Rebuild(ctx context.Context, orgID string, req Rebuild) (*Resu
 	if t.BuiltIn && orgID != "" {
 		return nil, kiln.Errorf(kiln.CodeForbidden, "template %q is built-in and rebuilt by the server only", t.Name).
 			WithHint("its operator can: kiln templates build --builtin %s --pull", t.Name)
+	}
+	return t, nil
+}
+
+// Rebuild queues the next version of a template, unless that would change nothing.
+func (s *Service) Rebuild(ctx context.Context, orgID string, req Rebuild) (*Result, error) {
+	t, err := s.findOwn(ctx, orgID, req.Template)
+	if err != nil {
+		return nil, err
 	}
 	old := t.Latest
 	// Another rebuild may end its being the newest while this one reads it.
@@ -169,7 +206,12 @@ func (s *Service) Rebuild(ctx context.Context, orgID string, req Rebuild) (*Resu
 	if err != nil {
 		return nil, err
 	}
-	return s.nextVersion(ctx, t, v, src, false)
+	res, err := s.nextVersion(ctx, t, v, src, false)
+	if o := old.Options.Origin; err == nil && o.Image == "" && o.Capture == nil {
+		res.Warnings = append(res.Warnings, fmt.Sprintf(
+			"the build context is as it was uploaded; files that have changed since count with: kiln templates rebuild %s DIR", t.Name))
+	}
+	return res, err
 }
 
 // nextVersion queues v as the next version of t unless it would equal the promoted one.
@@ -289,8 +331,17 @@ func normal(m kiln.Metadata) kiln.Metadata {
 	return m
 }
 
-// mergeMetadata returns file with what over sets. Environments are joined.
+// mergeMetadata returns file with what over sets, and checks what comes of it.
 func mergeMetadata(file, over kiln.Metadata) (kiln.Metadata, error) {
+	m := overMetadata(file, over)
+	if err := source.CheckMetadata(m); err != nil {
+		return kiln.Metadata{}, err
+	}
+	return m, nil
+}
+
+// overMetadata returns file with what over sets. Environments are joined.
+func overMetadata(file, over kiln.Metadata) kiln.Metadata {
 	m := file
 	for _, f := range []struct {
 		dst *string
@@ -312,17 +363,19 @@ func mergeMetadata(file, over kiln.Metadata) (kiln.Metadata, error) {
 	}
 	m.Egress = over.Egress.Over(m.Egress)
 	m.Limits = over.Limits.Over(m.Limits)
-	if len(over.Env) > 0 {
-		m.Env = maps.Clone(m.Env)
-		if m.Env == nil {
-			m.Env = map[string]string{}
-		}
-		maps.Copy(m.Env, over.Env)
+	m.Env = overlay(m.Env, over.Env)
+	return m
+}
+
+// overlay returns the entries of both maps; those of over win.
+func overlay(under, over map[string]string) map[string]string {
+	if len(over) == 0 {
+		return under
 	}
-	if err := source.CheckMetadata(m); err != nil {
-		return kiln.Metadata{}, err
-	}
-	return m, nil
+	all := make(map[string]string, len(under)+len(over))
+	maps.Copy(all, under)
+	maps.Copy(all, over)
+	return all
 }
 
 // beginUpload announces that a source blob may get a new user.

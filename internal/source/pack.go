@@ -21,6 +21,10 @@ import (
 // beside it keeps the folder out of the context that the Dockerfile sees.
 const outsideDir = ".kiln-dockerfile"
 
+// OutsideContext tells whether the Dockerfile of a version, as [Packed] named it, lay outside
+// its context.
+func OutsideContext(dockerfile string) bool { return strings.HasPrefix(dockerfile, outsideDir+"/") }
+
 // Input is what a user points at.
 type Input struct {
 	// Dir is the context directory. Empty means that there is none: the Dockerfile

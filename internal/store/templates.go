@@ -119,7 +119,7 @@ func (s *Store) CreateTemplate(ctx context.Context, t *kiln.Template, v *kiln.Ve
 			t.ID, t.OrgID, t.Name, t.Description, t.Author, t.Icon, jsonColumn{t.Tags}, nanos(t.CreatedAt), nanos(t.UpdatedAt))
 		if duplicate(err) {
 			return kiln.Errorf(kiln.CodeConflict, "a template named %q exists already", t.Name).
-				WithHint("rebuild it, delete it, or choose another name")
+				WithHint("`kiln templates build %s …` makes its next version; else delete it or choose another name", t.Name)
 		}
 		if err != nil {
 			return fmt.Errorf("template %q: %w", t.Name, err)
