@@ -51,6 +51,9 @@ type Template struct {
 	UpdatedAt   time.Time `json:"updated_at"`
 	// Current is the number of the promoted version, 0 before the first success.
 	Current int `json:"version"`
+	// Recipe is the number of the version that was asked for last. A rebuild starts from its
+	// source.
+	Recipe int `json:"-"`
 	// Quota holds for all versions.
 	Quota Quota `json:"quota,omitzero"`
 	// Latest is the newest version, whatever became of it. nil only inside the store.

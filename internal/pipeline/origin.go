@@ -44,7 +44,8 @@ func (s *Service) ingest(ctx context.Context, r io.Reader, limit int64, what, hi
 	return blob, err
 }
 
-// receiveGit pins the commit. It is fetched unless the newest version has it already.
+// receiveGit pins the commit. It is fetched unless the version that was asked
+// for last has it already.
 func (s *Service) receiveGit(ctx context.Context, orgID string, req NewTemplate, v *kiln.Version, dir string) (kiln.Source, error) {
 	work := filepath.Join(dir, "git")
 	if err := os.Mkdir(work, 0o700); err != nil {
@@ -78,20 +79,24 @@ func (s *Service) receiveGit(ctx context.Context, orgID string, req NewTemplate,
 	return src, nil
 }
 
-// fetched returns the blob of a context with that digest if the template's newest version
-// has it, and "" if it has to be fetched.
+// fetched returns the blob of a context with that digest if the version that was asked for
+// last has it, and "" if it has to be fetched.
 func (s *Service) fetched(ctx context.Context, orgID, name string, digest kiln.Digest) kiln.Digest {
 	if name == "" {
 		return ""
 	}
 	t, err := s.opts.Store.FindTemplate(ctx, orgID, name)
-	if err != nil || t.Latest == nil || t.Latest.SourceDigest != digest {
+	if err != nil {
 		return ""
 	}
-	if _, err := os.Stat(s.opts.Blobs.Path(t.Latest.SourceBlob)); err != nil {
+	v, err := s.asked(ctx, t)
+	if err != nil || v.SourceDigest != digest {
 		return ""
 	}
-	return t.Latest.SourceBlob
+	if _, err := os.Stat(s.opts.Blobs.Path(v.SourceBlob)); err != nil {
+		return ""
+	}
+	return v.SourceBlob
 }
 
 func (s *Service) fetch(ctx context.Context, remote *git.Remote, commit string) (kiln.Digest, []string, error) {
@@ -121,10 +126,9 @@ func (s *Service) fetch(ctx context.Context, remote *git.Remote, commit string) 
 	return blob.Digest, archived.warnings, err
 }
 
-// rebuildGit asks for the next version from what the ref of the newest one means now, with
-// the flags of its request.
-func (s *Service) rebuildGit(ctx context.Context, t *kiln.Template, req Rebuild) (*Result, error) {
-	o := t.Latest.Options
+// rebuildGit asks for the next version from what the ref of the last request means now, with
+// that request's flags.
+func (s *Service) rebuildGit(ctx context.Context, t *kiln.Template, o kiln.BuildOptions, req Rebuild) (*Result, error) {
 	from := *o.Origin.Git
 	from.Commit = ""
 	return s.Create(ctx, t.OrgID, NewTemplate{

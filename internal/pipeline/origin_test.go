@@ -80,6 +80,26 @@ func TestGitSource(t *testing.T) {
 			t.Errorf("%+v, %+v", v.Options, v.Metadata)
 		}
 	})
+	t.Run("without a change the next rebuild follows what was asked last", func(t *testing.T) {
+		repo.Git("branch", "release", "main")
+		again := request
+		again.Git = &kiln.GitSource{URL: url, Ref: "release", Dir: "app"}
+		again.Metadata.Description = "second" // as the file says
+		res, err := r.Create(t.Context(), org, again)
+		if err != nil || !res.Unchanged || res.Version.Options.Origin.Git.Ref != "release" {
+			t.Fatalf("%+v, %v", res, err)
+		}
+		third := repo.Commit("release", map[string]string{
+			"app/Dockerfile": "FROM debian\nRUN y\n", "app/kiln-template.toml": "description = \"third\"\n",
+		})
+		if res, err = r.Rebuild(t.Context(), org, Rebuild{Template: "g", GitCredentials: cred}); err != nil || res.Unchanged {
+			t.Fatalf("%+v, %v", res, err)
+		}
+		v := r.ready(t, res)
+		if git := v.Options.Origin.Git; git.Commit != third || git.Ref != "release" || v.Metadata.Description != "second" {
+			t.Errorf("%+v, %+v", v.Options, v.Metadata)
+		}
+	})
 	t.Run("credentials are needed every time and kept nowhere", func(t *testing.T) {
 		if _, err := r.Rebuild(t.Context(), org, Rebuild{Template: "g"}); err == nil || !strings.Contains(err.Error(), "--git-token-file") {
 			t.Errorf("without token: %v", err)

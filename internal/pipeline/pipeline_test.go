@@ -356,6 +356,13 @@ func TestFailedRebuildKeepsTheOldVersion(t *testing.T) {
 	if err != nil || current.Number != 1 || tmpl.Status() != kiln.VersionReady || tmpl.Latest.BuildError == nil {
 		t.Errorf("%+v, %+v, %v", tmpl, current, err)
 	}
+	// Who goes back to the old source has it rebuilt, not the one that failed.
+	if res := r.create(t, "a", nil); !res.Unchanged {
+		t.Errorf("the version that serves was built again: %+v", res.Version)
+	}
+	if res, err := r.Rebuild(t.Context(), org, Rebuild{Template: "a"}); err != nil || !res.Unchanged || res.Version.Number != 1 {
+		t.Errorf("%+v, %v", res, err)
+	}
 }
 
 func TestHazard22DeadlinesStopEveryStage(t *testing.T) {

@@ -36,7 +36,7 @@ type NewTemplate struct {
 	Keep bool
 }
 
-// Rebuild asks for the next version of a template from the source of its newest one.
+// Rebuild asks for the next version of a template from the source that was asked for last.
 type Rebuild struct {
 	Template string // ID or name
 	NoCache  bool
@@ -184,13 +184,16 @@ func (s *Service) Rebuild(ctx context.Context, orgID string, req Rebuild) (*Resu
 	if err != nil {
 		return nil, err
 	}
-	old := t.Latest
-	// Another rebuild may end its being the newest while this one reads it.
+	old, err := s.asked(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	// Another request may be the last one before this one has read it.
 	ctx, release := s.opts.Blobs.Hold(ctx)
 	defer release()
 	s.opts.Blobs.Touch(ctx, old.SourceBlob)
 	if g := old.Options.Origin.Git; g != nil {
-		return s.rebuildGit(ctx, t, req)
+		return s.rebuildGit(ctx, t, old.Options, req)
 	}
 	v := &kiln.Version{
 		TemplateID: t.ID, BuildID: kiln.NewID("build_"), CreatedAt: time.Now().UTC(),
@@ -219,14 +222,27 @@ func (s *Service) nextVersion(ctx context.Context, t *kiln.Template, v *kiln.Ver
 	v.TemplateID = t.ID
 	s.keepBase(ctx, t, v, &src)
 	if current := s.unchanged(ctx, t, v, src); current != nil {
-		return &Result{Template: t, Version: current, Unchanged: true}, nil
+		noCache, pull := current.Options.NoCache, current.Options.Pull // it was built with these
+		current.Options = v.Options
+		current.Options.NoCache, current.Options.Pull = noCache, pull
+		if done, err := s.opts.Store.AskAgain(ctx, current); err != nil || done {
+			return &Result{Template: t, Version: current, Unchanged: true}, err
+		}
 	}
 	err := s.enqueue(ctx, v, deferred, func(b store.Build, also store.TxFunc) error { return s.opts.Store.CreateVersion(ctx, v, b, also) })
 	if err != nil {
 		return nil, err
 	}
-	t.Latest = v
+	t.Latest, t.Recipe = v, v.Number
 	return &Result{Template: t, Version: v}, nil
+}
+
+// asked returns the version of t that was asked for last.
+func (s *Service) asked(ctx context.Context, t *kiln.Template) (*kiln.Version, error) {
+	if t.Recipe == t.Latest.Number {
+		return t.Latest, nil
+	}
+	return s.opts.Store.Version(ctx, t.ID, t.Recipe)
 }
 
 // keepBase lets v start from the base that was chosen for the promoted version, unless the

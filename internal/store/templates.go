@@ -11,11 +11,11 @@ import (
 	"github.com/kilnvm/kiln"
 )
 
-const templateColumns = `t.id, t.org_id, t.name, t.description, t.author, t.icon, t.tags_json, t.current, t.created_at, t.updated_at, t.quota_json`
+const templateColumns = `t.id, t.org_id, t.name, t.description, t.author, t.icon, t.tags_json, t.current, t.recipe, t.created_at, t.updated_at, t.quota_json`
 
 func scanTemplate(row scanner, t *kiln.Template, more ...any) error {
 	dest := append([]any{
-		&t.ID, &t.OrgID, &t.Name, &t.Description, &t.Author, &t.Icon, jsonColumn{&t.Tags}, &t.Current,
+		&t.ID, &t.OrgID, &t.Name, &t.Description, &t.Author, &t.Icon, jsonColumn{&t.Tags}, &t.Current, &t.Recipe,
 		timeColumn{&t.CreatedAt}, timeColumn{&t.UpdatedAt}, jsonColumn{&t.Quota},
 	}, more...)
 	if err := row.Scan(dest...); err != nil {
@@ -111,7 +111,7 @@ func collect[T any](rows *sql.Rows, scan func(scanner) (T, error)) ([]T, error) 
 }
 
 // CreateTemplate stores a new template with its first version and runs also in the same
-// transaction. It sets v.Number. A name that is taken is a conflict.
+// transaction. It sets v.Number and t.Recipe. A name that is taken is a conflict.
 func (s *Store) CreateTemplate(ctx context.Context, t *kiln.Template, v *kiln.Version, b Build, also TxFunc) error {
 	return s.write(ctx, func(ctx context.Context, tx *txn) error {
 		_, err := exec(ctx, tx, `INSERT INTO templates (id, org_id, name, description, author, icon, tags_json, created_at, updated_at)
@@ -124,7 +124,9 @@ func (s *Store) CreateTemplate(ctx context.Context, t *kiln.Template, v *kiln.Ve
 		if err != nil {
 			return fmt.Errorf("template %q: %w", t.Name, err)
 		}
-		return insertVersion(ctx, tx, v, b, also)
+		err = insertVersion(ctx, tx, v, b, also)
+		t.Recipe = v.Number
+		return err
 	})
 }
 

@@ -81,7 +81,7 @@ func (s *Store) CreateVersion(ctx context.Context, v *kiln.Version, b Build, als
 
 func insertVersion(ctx context.Context, tx *txn, v *kiln.Version, b Build, also TxFunc) error {
 	fail := func(err error) error { return fmt.Errorf("new version of template %s: %w", v.TemplateID, err) }
-	row := tx.QueryRowContext(ctx, `UPDATE templates SET latest = latest + 1, updated_at = ? WHERE id = ? AND deleted_at = 0 RETURNING latest`,
+	row := tx.QueryRowContext(ctx, `UPDATE templates SET latest = latest + 1, recipe = latest + 1, updated_at = ? WHERE id = ? AND deleted_at = 0 RETURNING latest`,
 		nanos(v.CreatedAt), v.TemplateID)
 	if err := row.Scan(&v.Number); errors.Is(err, sql.ErrNoRows) {
 		return templateNotFound(v.TemplateID)
@@ -104,6 +104,24 @@ func insertVersion(ctx context.Context, tx *txn, v *kiln.Version, b Build, also 
 		return nil
 	}
 	return also(ctx, tx.Tx)
+}
+
+// AskAgain remembers that a version was asked for again, with options that make no difference
+// to it but to those that follow: rebuilds start from it. done is false, and nothing happens,
+// if it is not the current version any more.
+func (s *Store) AskAgain(ctx context.Context, v *kiln.Version) (done bool, err error) {
+	err = s.write(ctx, func(ctx context.Context, tx *txn) error {
+		n, err := exec(ctx, tx, `UPDATE templates SET recipe = ? WHERE id = ? AND current = ? AND deleted_at = 0`, v.Number, v.TemplateID, v.Number)
+		if done = n > 0; err != nil || !done {
+			return err
+		}
+		_, err = exec(ctx, tx, `UPDATE versions SET options_json = ? WHERE template_id = ? AND number = ?`, jsonColumn{v.Options}, v.TemplateID, v.Number)
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("version %d of template %s: %w", v.Number, v.TemplateID, err)
+	}
+	return done, nil
 }
 
 // SourceInUse reports whether a version that can be rebuilt refers to the source blob.

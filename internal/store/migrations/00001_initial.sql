@@ -14,6 +14,7 @@ CREATE TABLE templates (
     current     BIGINT  NOT NULL DEFAULT 0,    -- version that sandboxes start from, 0 before the first
     promoted    BIGINT  NOT NULL DEFAULT 0,    -- newest version that a build promoted; current is older after a rollback
     latest      BIGINT  NOT NULL DEFAULT 0,    -- newest version, whatever became of it
+    recipe      BIGINT  NOT NULL DEFAULT 0,    -- version that was asked for last: rebuilds start from its source
     created_at  BIGINT  NOT NULL,
     updated_at  BIGINT  NOT NULL,
     deleted_at  BIGINT  NOT NULL DEFAULT 0

@@ -50,6 +50,7 @@ func Run(t *testing.T, open func(t *testing.T) *store.Store) {
 		"Audit":                testAudit,
 		"Tags":                 testTags,
 		"Rollback":             testRollback,
+		"AskAgain":             testAskAgain,
 		"Filters":              testFilters,
 		"Warm targets":         testWarmTargets,
 		"CancelledContext":     testCancelledContext,

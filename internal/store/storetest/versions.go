@@ -133,6 +133,59 @@ func testRollback(t *testing.T, f fixture) {
 	wantCode(t, "built-in", err, kiln.CodeForbidden)
 }
 
+func testAskAgain(t *testing.T, f fixture) {
+	tmpl, v1 := f.create(t, org, "a")
+	early := f.next(t, tmpl.ID) // 2
+	recipe := func() int {
+		t.Helper()
+		got, err := f.FindTemplate(f.ctx, org, "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got.Recipe
+	}
+	ask := func(v *kiln.Version, target string, want bool) {
+		t.Helper()
+		was, err := f.Version(f.ctx, tmpl.ID, v.Number)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.Options.Target = target
+		if done, err := f.AskAgain(f.ctx, v); done != want || err != nil {
+			t.Errorf("done %v, %v", done, err)
+		}
+		now, err := f.Version(f.ctx, tmpl.ID, v.Number)
+		if err != nil || now.Options.Target == target != want || !want && now.Options.Target != was.Options.Target {
+			t.Errorf("options %+v, %v", now.Options, err)
+		}
+	}
+	ask(v1, "none is current", false)
+	f.promote(t, v1)
+	if n := recipe(); n != 2 {
+		t.Errorf("the newest version is 2, and rebuilds start from %d", n)
+	}
+	ask(v1, "t", true)
+	if n := recipe(); n != 1 {
+		t.Errorf("version 1 was asked for, and rebuilds start from %d", n)
+	}
+	f.promote(t, early)
+	ask(v1, "not the current one any more", false)
+	if done, err := f.CollectVersion(f.ctx, store.VersionRef{TemplateID: tmpl.ID, Number: 1}, 1); done || err != nil {
+		t.Errorf("what rebuilds start from was given up: %v, %v", done, err)
+	}
+	f.next(t, tmpl.ID)
+	if n := recipe(); n != 3 {
+		t.Errorf("version 3 was asked for, and rebuilds start from %d", n)
+	}
+	if done, err := f.CollectVersion(f.ctx, store.VersionRef{TemplateID: tmpl.ID, Number: 1}, 1); !done || err != nil {
+		t.Errorf("kept: %v, %v", done, err)
+	}
+	if _, err := f.DeleteTemplate(f.ctx, org, "a"); err != nil {
+		t.Fatal(err)
+	}
+	ask(early, "deleted", false)
+}
+
 func testFilters(t *testing.T, f fixture) {
 	tagged := func(tmpl *kiln.Template, v *kiln.Version, tags ...string) {
 		v.Metadata.Tags = tags
