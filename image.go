@@ -49,13 +49,14 @@ type BuildOptions struct {
 	// Origin says where the context came from.
 	Origin Origin `json:"origin,omitzero"`
 	// Secrets maps the id of a RUN --mount=type=secret to its value. They are never
-	// stored, never logged, and not part of any key.
+	// stored and never logged; their values are part of no key.
 	Secrets map[string][]byte `json:"-"`
 }
 
 // Source is a fetched build context on the local disk.
 type Source struct {
 	Dir     string // the context directory
+	OrgID   string // for whom it is built; "" for everybody
 	Digest  Digest // over path, mode and content of what is not ignored
 	Options BuildOptions
 	// DisplayName is the Dockerfile as the user named it, for messages.

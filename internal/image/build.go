@@ -43,7 +43,7 @@ func (b *Builder) Build(ctx context.Context, src kiln.Source, bases []kiln.BaseI
 	if err != nil {
 		return nil, err
 	}
-	job := &job{file: file, opt: opt, history: newHistory(), redact: newRedactor(src.Options.Secrets), progress: progress}
+	job := &job{file: file, orgID: src.OrgID, opt: opt, history: newHistory(), redact: newRedactor(src.Options.Secrets), progress: progress}
 	root, err := b.daemon.solve(ctx, images, job.run)
 	if err != nil {
 		return nil, b.checkSpace(job.explain(ctx, err))
@@ -133,6 +133,7 @@ func solveOpt(src kiln.Source, file *dockerfile) (client.SolveOpt, error) {
 // job is one build.
 type job struct {
 	file     *dockerfile
+	orgID    string
 	opt      client.SolveOpt
 	history  *history
 	redact   redactor
@@ -150,7 +151,7 @@ func (j *job) run(ctx context.Context, t target) error {
 	opt.FrontendAttrs = maps.Clone(j.opt.FrontendAttrs)
 	maps.Copy(opt.FrontendAttrs, t.bases.attrs)
 	solve := func(ctx context.Context, gw gateway.Client) (*gateway.Result, error) {
-		result, err := frontend.Build(ctx, gw)
+		result, err := frontend.Build(ctx, privately(gw, j.orgID))
 		if err != nil {
 			return nil, err
 		}

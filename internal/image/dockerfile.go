@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
@@ -46,6 +47,16 @@ func readDockerfile(src kiln.Source) (*dockerfile, error) {
 		return nil, d.fail("the Dockerfile is empty", "the first instruction is FROM")
 	}
 	return d, nil
+}
+
+// mounts reports whether an instruction may have mounts.
+func (d *dockerfile) mounts() bool {
+	parsed, err := parser.Parse(bytes.NewReader(d.content))
+	return err != nil || slices.ContainsFunc(parsed.AST.Children, func(n *parser.Node) bool { return hasMount(n.Original) })
+}
+
+func hasMount(instruction string) bool {
+	return strings.Contains(strings.ToLower(instruction), "--mount")
 }
 
 // fail returns a build error about the file as a whole.

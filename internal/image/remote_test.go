@@ -195,6 +195,8 @@ func testRemote(t *testing.T, address string) {
 		t.Errorf("failing RUN: %#v", err)
 	}
 
+	testSecretOfAnother(t, b)
+
 	src = imagetest.Source(t, map[string]string{"Dockerfile": endless})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

@@ -2,6 +2,8 @@ package image
 
 import (
 	"context"
+	"encoding/json"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -69,19 +71,46 @@ func (b *Builder) resolve(ctx context.Context, src kiln.Source, file *dockerfile
 	return bases, nil
 }
 
-// Key covers everything that the image depends on. Secrets are not part of it.
+// Key covers everything that the image depends on. What it cannot cover, the values of
+// secrets and the content of caches, is an organisation's own, and so is such an image.
 func (b *Builder) Key(src kiln.Source, bases []kiln.BaseImage) kiln.Digest {
 	images := make([]string, 0, 2*len(bases))
 	for _, img := range bases {
 		images = append(images, img.Name, string(img.Digest))
 	}
-	return kiln.NewKey(kiln.StageImage, keyVersion).
+	key := kiln.NewKey(kiln.StageImage, keyVersion).
 		Add("source", string(src.Digest)).
 		Add("dockerfile", src.Options.Dockerfile).
 		Add("target", src.Options.Target).
 		AddMap("args", effectiveArgs(src.Options, bases)).
-		AddList("bases", images).
-		Key()
+		AddList("bases", images)
+	secrets := slices.Sorted(maps.Keys(src.Options.Secrets))
+	if len(secrets) > 0 {
+		key.AddList("secrets", secrets)
+	}
+	if src.OrgID != "" && (len(secrets) > 0 || b.mounts(src, bases)) {
+		key.Add("organisation", src.OrgID)
+	}
+	return key.Key()
+}
+
+// mounts reports whether a step of the build may have mounts, or cannot rule it out.
+func (b *Builder) mounts(src kiln.Source, bases []kiln.BaseImage) bool {
+	file, err := readDockerfile(src)
+	if err != nil || file.mounts() {
+		return true
+	}
+	for _, want := range bases {
+		img, err := b.resolver.Locate(want)
+		if err != nil {
+			return true
+		}
+		var content struct{ Config struct{ OnBuild []string } }
+		if json.Unmarshal(img.Config, &content) != nil || slices.ContainsFunc(content.Config.OnBuild, hasMount) {
+			return true
+		}
+	}
+	return false
 }
 
 // metaResolver answers BuildKit's questions about image configurations from what the

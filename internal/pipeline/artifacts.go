@@ -120,6 +120,7 @@ func (j *job) buildImage(ctx context.Context) (*kiln.Image, error) {
 	if src.Digest != j.v.SourceDigest {
 		return nil, errors.New("build context: its digest is not the one that was computed when it arrived")
 	}
+	src.OrgID = j.src.OrgID
 	var img *kiln.Image
 	err = span.Do(ctx, "instructions", func(ctx context.Context) error {
 		img, err = j.opts.Images.Build(ctx, src, j.v.BaseImages, j.progress)

@@ -86,6 +86,9 @@ type imageStage struct{ *stages }
 
 func (imageStage) Key(src kiln.Source, bases []kiln.BaseImage) kiln.Digest {
 	k := kiln.NewKey(kiln.StageImage, 1).Add("source", string(src.Digest)).Add("target", src.Options.Target).AddMap("args", src.Options.Args)
+	if len(src.Options.Secrets) > 0 {
+		k.Add("organisation", src.OrgID)
+	}
 	for _, b := range bases {
 		k.Add("base", string(b.Digest))
 	}

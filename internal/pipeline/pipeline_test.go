@@ -151,6 +151,32 @@ func TestHazard27OnlyWhatChangedIsRebuilt(t *testing.T) {
 	}
 }
 
+// TestSecretsAreOfOneOrganisation: what was built with them is given to no other, and again
+// to the same.
+func TestSecretsAreOfOneOrganisation(t *testing.T) {
+	r := newRig(t, dataDir(t), nil)
+	build := func(orgID string, secrets map[string][]byte) *Result {
+		t.Helper()
+		res, err := r.Create(t.Context(), orgID, NewTemplate{Name: "a", Context: archive(t, nil), Options: kiln.BuildOptions{Secrets: secrets}, Replace: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res
+	}
+	secrets := map[string][]byte{"token": []byte("x")}
+	ours := r.ready(t, build(org, secrets))
+	for name, theirs := range map[string]*kiln.Version{
+		"with": r.ready(t, build("org_b", secrets)), "without": r.ready(t, build("org_c", nil)),
+	} {
+		if theirs.Rootfs.Digest == ours.Rootfs.Digest {
+			t.Errorf("another organisation, %s secrets of its own, is given the same files", name)
+		}
+	}
+	if !build(org, secrets).Unchanged {
+		t.Error("the same organisation builds again")
+	}
+}
+
 func TestRebuildWithoutChangeIsQuickAndMakesNothing(t *testing.T) {
 	r := newRig(t, dataDir(t), nil)
 	r.ready(t, r.create(t, "a", nil))

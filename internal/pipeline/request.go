@@ -219,7 +219,7 @@ func (s *Service) Rebuild(ctx context.Context, orgID string, req Rebuild) (*Resu
 
 // nextVersion queues v as the next version of t unless it would equal the promoted one.
 func (s *Service) nextVersion(ctx context.Context, t *kiln.Template, v *kiln.Version, src kiln.Source, deferred bool) (*Result, error) {
-	v.TemplateID = t.ID
+	v.TemplateID, src.OrgID = t.ID, t.OrgID
 	s.keepBase(ctx, t, v, &src)
 	if current := s.unchanged(ctx, t, v, src); current != nil {
 		noCache, pull := current.Options.NoCache, current.Options.Pull // it was built with these

@@ -215,6 +215,9 @@ func (j *job) sourceStage(ctx context.Context, res *kiln.StageResult) error {
 	if err != nil {
 		return err
 	}
+	if src.OrgID, err = j.opts.Store.TemplateOrg(ctx, j.v.TemplateID); err != nil {
+		return err
+	}
 	j.src = src
 	for _, w := range src.Warnings {
 		j.progress.Log(kiln.StageSource, "warning: "+w)

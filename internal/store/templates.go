@@ -62,6 +62,18 @@ func (s *Store) FindTemplate(ctx context.Context, orgID, nameOrID string) (*kiln
 	return lookUp(ctx, s.readers, orgID, nameOrID)
 }
 
+// TemplateOrg returns whose a template is, also a deleted one; "" for a built-in one.
+func (s *Store) TemplateOrg(ctx context.Context, templateID string) (orgID string, err error) {
+	err = s.readers.QueryRowContext(ctx, `SELECT org_id FROM templates WHERE id = ?`, templateID).Scan(&orgID)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", templateNotFound(templateID)
+	}
+	if err != nil {
+		return "", fmt.Errorf("organisation of template %s: %w", templateID, err)
+	}
+	return orgID, nil
+}
+
 // lookUp is FindTemplate in any transaction. Of a template that there was it says that it
 // was deleted.
 func lookUp(ctx context.Context, q querier, orgID, nameOrID string) (*kiln.Template, error) {
