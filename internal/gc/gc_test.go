@@ -199,8 +199,11 @@ func TestPolicy(t *testing.T) {
 			t.Errorf("version %d: in the stage cache: %v, %v", i+1, ok, err)
 		}
 	}
-	if !w.has(failed.SourceBlob) || !w.has(building.SourceBlob) {
-		t.Error("the source of a recent failed or of a running build is gone")
+	if _, logged := w.logs[failed.BuildID]; logged || w.has(failed.SourceBlob) {
+		t.Error("source or log of a failed version that is not the newest stayed")
+	}
+	if !w.has(building.SourceBlob) {
+		t.Error("the source of a running build is gone")
 	}
 	if w.blobs.Has(orphan) {
 		t.Error("a blob that nobody refers to stayed")

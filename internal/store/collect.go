@@ -26,13 +26,14 @@ type Collectable struct {
 
 // collectable is the condition on a version v of a template t: it has ended, no living
 // sandbox runs on it, and either its template is deleted, or it is neither the current nor
-// the newest version, nor what rebuilds start from, has no tag and is older than the newest ready ones that are kept
-// anyway. Its two parameters are how many those are, and one less.
+// the newest version, nor what rebuilds start from, has no tag, and failed or is older than
+// the newest ready ones that are kept anyway. Its two parameters are how many those are, and
+// one less.
 const collectable = `v.collected_at = 0 AND v.status IN ('ready', 'failed')
 	AND NOT EXISTS (SELECT 1 FROM sandboxes s WHERE s.living AND s.template_id = v.template_id AND s.version = v.number)
 	AND (t.deleted_at <> 0 OR (v.number NOT IN (t.current, t.latest, t.recipe)
 		AND NOT EXISTS (SELECT 1 FROM version_tags g WHERE g.template_id = v.template_id AND g.number = v.number)
-		AND (? <= 0 OR v.number < (SELECT r.number FROM versions r WHERE r.template_id = v.template_id
+		AND (v.status = 'failed' OR ? <= 0 OR v.number < (SELECT r.number FROM versions r WHERE r.template_id = v.template_id
 			AND r.status = 'ready' AND r.collected_at = 0 ORDER BY r.number DESC LIMIT 1 OFFSET ?))))`
 
 // Collectable returns the versions that nothing needs, when the newest keep ready ones of
@@ -51,7 +52,7 @@ func (s *Store) Collectable(ctx context.Context, keep int) ([]Collectable, error
 		case !deleted.IsZero():
 			c.Why = "its template was deleted"
 		case status == kiln.VersionFailed:
-			c.Why = "it failed and newer ones are ready"
+			c.Why = "it failed and is not the newest"
 		default:
 			c.Why = "older than what is kept"
 		}

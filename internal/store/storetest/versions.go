@@ -186,6 +186,31 @@ func testAskAgain(t *testing.T, f fixture) {
 	ask(early, "deleted", false)
 }
 
+// testCollectable has fewer ready versions than are kept: those that failed go all the same.
+func testCollectable(t *testing.T, f fixture) {
+	tmpl, v1 := f.create(t, org, "a")
+	f.promote(t, v1)
+	for range 3 { // 2 to 4
+		if err := f.FailBuild(f.ctx, f.next(t, tmpl.ID).BuildID, &kiln.BuildError{Message: "no"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const keep = 3
+	var got []int
+	list, err := f.Collectable(f.ctx, keep)
+	for _, c := range list {
+		got = append(got, c.Number)
+	}
+	if err != nil || !slices.Equal(got, []int{2, 3}) {
+		t.Errorf("collectable are %v, %v", got, err)
+	}
+	for number, want := range map[int]bool{1: false, 2: true, 3: true, 4: false} {
+		if done, err := f.CollectVersion(f.ctx, store.VersionRef{TemplateID: tmpl.ID, Number: number}, keep); done != want || err != nil {
+			t.Errorf("version %d: %v, %v", number, done, err)
+		}
+	}
+}
+
 func testFilters(t *testing.T, f fixture) {
 	tagged := func(tmpl *kiln.Template, v *kiln.Version, tags ...string) {
 		v.Metadata.Tags = tags
