@@ -50,7 +50,12 @@ exist, 128+n if signal n ended it, and 125 if Kiln itself failed.`,
 	flags.StringVar(&a.token, "token", "", "access token (default $KILN_TOKEN, else the local server's)")
 	flags.StringVar(&a.dataDir, "data-dir", "", "data directory of the local server (default $KILN_DATA_DIR, else "+config.DefaultDataDir+")")
 	flags.StringVarP(&a.output, "output", "o", "text", "text or json, for some commands also wide")
-	cmd.PersistentPreRunE = func(c *cobra.Command, _ []string) error { return a.checkOutput(c) }
+	cmd.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
+		if err := c.ValidateFlagGroups(); err != nil {
+			return usageError{err}
+		}
+		return a.checkOutput(c)
+	}
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{flagError(err)} })
 	cmd.AddCommand(
 		a.serveCommand(), a.waitCommand(), a.templatesCommand(), a.sandboxCommand(), a.poolCommand(), a.topCommand(), a.imagesCommand(), a.rootfsCommand(),

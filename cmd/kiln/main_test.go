@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -188,6 +190,49 @@ func TestTableIsOneLineARow(t *testing.T) {
 	}
 	if got, want := out.String(), "A         B\nx y\uFFFD[31m  line line\uFFFD é 火\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestListTemplates: every flag arrives, all pages are read, and wide tells more.
+func TestListTemplates(t *testing.T) {
+	queries := make(chan string, 2)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		queries <- r.URL.RawQuery
+		if r.URL.Query().Get("next_token") == "" {
+			w.Header().Set(api.HeaderNextToken, "more")
+			fmt.Fprint(w, `[{"id":"tmpl_a","name":"a","status":"ready","version":2,"default_size":"shared-cpu-1x","base":"debian","tags":["x","y"],"description":"first","latest":{"version":3,"status":"failed"}}]`)
+			return
+		}
+		fmt.Fprint(w, `[{"id":"tmpl_b","name":"b","status":"pending","version":0,"built_in":true,"latest":{"version":1,"status":"queued"}}]`)
+	}))
+	defer server.Close()
+	env := map[string]string{"KILN_SERVER": server.URL, "KILN_TOKEN": "x"}
+	for _, c := range []struct {
+		args  []string
+		query string
+		want  []string // lines that begin like this
+	}{
+		{nil, "limit=500", []string{"NAME  STATUS   VERSION  BUILT-IN  DESCRIPTION", "a     ready    2        no        first", "b     pending  1        yes"}},
+		{[]string{"--status", "ready", "--prefix", "a", "--tag", "x", "--own", "-o", "wide"}, "built_in=false&limit=500&prefix=a&status=ready&tag=x",
+			[]string{"NAME  STATUS   VERSION  BUILT-IN  ID      LATEST    SIZE           BASE", "a     ready    2        no        tmpl_a  3 failed  shared-cpu-1x  debian", "b     pending  1        yes       tmpl_b  1 queued  -              -"}},
+		{[]string{"--built-in"}, "built_in=true&limit=500", []string{"NAME", "a", "b"}},
+	} {
+		r := runKiln(env, append([]string{"templates", "list"}, c.args...)...)
+		if first, second := <-queries, <-queries; first != c.query || !strings.Contains(second, "next_token=more") {
+			t.Errorf("%v: asked for %s and %s", c.args, first, second)
+		}
+		lines := strings.Split(strings.TrimSuffix(r.stdout, "\n"), "\n")
+		if r.code != 0 || len(lines) != len(c.want) {
+			t.Fatalf("%v: %+v", c.args, r)
+		}
+		for i, want := range c.want {
+			if !strings.HasPrefix(lines[i], want) {
+				t.Errorf("%v: got %q, want %q", c.args, lines[i], want)
+			}
+		}
+	}
+	if r := runKiln(env, "templates", "list", "--own", "--built-in"); r.code != 2 {
+		t.Errorf("both: %+v", r)
 	}
 }
 

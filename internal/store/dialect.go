@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"modernc.org/sqlite"
@@ -45,7 +46,32 @@ func (d dialect) bind(query string) string {
 // querier is a *pool or a *txn.
 type querier interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+	QueryRowContext(ctx context.Context, query string, args ...any) row
+}
+
+// row is a *sql.Row, unless what was looked for cannot be.
+type row struct {
+	*sql.Row
+	err error
+}
+
+// Scan shadows that of sql.Row.
+func (r row) Scan(dst ...any) error {
+	if r.err != nil {
+		return r.err
+	}
+	return r.Row.Scan(dst...)
+}
+
+// checkText refuses what PostgreSQL does not take for text. What people look for comes here
+// as they wrote it, and that is no fault of ours.
+func checkText(args []any) error {
+	for _, arg := range args {
+		if text, ok := arg.(string); ok && (!utf8.ValidString(text) || strings.Contains(text, "\x00")) {
+			return kiln.Errorf(kiln.CodeInvalid, "%.100q is not a text: it holds a NUL byte or is not UTF-8", text)
+		}
+	}
+	return nil
 }
 
 // pool is a database for reading, outside any transaction.
@@ -56,12 +82,18 @@ type pool struct {
 
 // QueryContext shadows that of sql.DB.
 func (p *pool) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	if err := checkText(args); err != nil {
+		return nil, err
+	}
 	return p.DB.QueryContext(ctx, p.dialect.bind(query), args...)
 }
 
 // QueryRowContext shadows that of sql.DB.
-func (p *pool) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
-	return p.DB.QueryRowContext(ctx, p.dialect.bind(query), args...)
+func (p *pool) QueryRowContext(ctx context.Context, query string, args ...any) row {
+	if err := checkText(args); err != nil {
+		return row{err: err}
+	}
+	return row{Row: p.DB.QueryRowContext(ctx, p.dialect.bind(query), args...)}
 }
 
 // txn is one writing transaction. It sees the database as if no other ran beside it.
@@ -77,12 +109,18 @@ func (t *txn) ExecContext(ctx context.Context, query string, args ...any) (sql.R
 
 // QueryContext shadows that of sql.Tx.
 func (t *txn) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	if err := checkText(args); err != nil {
+		return nil, err
+	}
 	return t.Tx.QueryContext(ctx, t.dialect.bind(query), args...)
 }
 
 // QueryRowContext shadows that of sql.Tx.
-func (t *txn) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
-	return t.Tx.QueryRowContext(ctx, t.dialect.bind(query), args...)
+func (t *txn) QueryRowContext(ctx context.Context, query string, args ...any) row {
+	if err := checkText(args); err != nil {
+		return row{err: err}
+	}
+	return row{Row: t.Tx.QueryRowContext(ctx, t.dialect.bind(query), args...)}
 }
 
 // SQLSTATE codes of PostgreSQL, appendix A of its manual.

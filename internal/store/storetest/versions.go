@@ -258,4 +258,14 @@ func testFilters(t *testing.T, f fixture) {
 			t.Errorf("%s: got %q, want %q", name, got, c.want)
 		}
 	}
+	for _, text := range []string{"a\x00", "a\xff"} {
+		_, _, err := f.ListTemplates(f.ctx, org, store.Filter{Prefix: text}, nil, 1)
+		wantCode(t, "prefix that is no text", err, kiln.CodeInvalid)
+		_, _, err = f.ListTemplates(f.ctx, org, store.Filter{}, &store.Cursor{Name: text}, 1)
+		wantCode(t, "place that is no text", err, kiln.CodeInvalid)
+		_, err = f.FindTemplate(f.ctx, org, text)
+		wantCode(t, "name that is no text", err, kiln.CodeInvalid)
+		_, err = f.DeleteTemplate(f.ctx, org, text)
+		wantCode(t, "deleted name that is no text", err, kiln.CodeInvalid)
+	}
 }
