@@ -150,7 +150,8 @@ func policyRows(v *kiln.Version) [][]string {
 	for _, name := range slices.Sorted(maps.Keys(m.Env)) {
 		rows = append(rows, []string{"env", name + "=" + m.Env[name]})
 	}
-	for _, row := range [][]string{{"init", m.Init}, {"start command", m.StartCmd}, {"ready command", m.ReadyCmd}, {"smoke command", m.Smoke}} {
+	for _, row := range [][]string{{"init", m.Init}, {"start command", m.StartCmd}, {"ready command", m.ReadyCmd},
+		{"post-restore", m.PostRestore}, {"smoke command", m.Smoke}} {
 		if row[1] != "" {
 			rows = append(rows, row)
 		}

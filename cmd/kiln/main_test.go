@@ -242,7 +242,7 @@ func TestTemplateIsShownWhole(t *testing.T) {
 	err := a.printTemplate(&api.TemplateDetail{
 		Template: api.Template{Name: "my-ml", Version: 1, Icon: "brain", Tags: []string{"python", "ml"}, DefaultSize: "performance-2x"},
 		Versions: []*kiln.Version{{Number: 2}, {Number: 1, Metadata: kiln.Metadata{
-			MinSize: "shared-cpu-4x", DiskMB: 4096, Env: map[string]string{"B": "2", "A": "1"}, ReadyCmd: "true", Init: "systemd",
+			MinSize: "shared-cpu-4x", DiskMB: 4096, Env: map[string]string{"B": "2", "A": "1"}, ReadyCmd: "true", Init: "systemd", PostRestore: "reseed",
 			Egress: kiln.EgressPolicy{Mode: kiln.EgressDenyAll, AllowCIDRs: []string{"0.0.0.0/0"}, DenyCIDRs: []string{"10.0.0.0/8"}},
 		}}},
 	})
@@ -251,7 +251,7 @@ func TestTemplateIsShownWhole(t *testing.T) {
 	}
 	for _, want := range []string{
 		"icon           brain\n", "tags           python, ml\n", "smallest size  shared-cpu-4x\n", "disk           4096 MiB\n",
-		"env            A=1\nenv            B=2\n", "ready command  true\n", "init           systemd\n", "egress         deny_all allow 0.0.0.0/0 deny 10.0.0.0/8\n",
+		"env            A=1\nenv            B=2\n", "ready command  true\n", "post-restore   reseed\n", "init           systemd\n", "egress         deny_all allow 0.0.0.0/0 deny 10.0.0.0/8\n",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("it does not say %q:\n%s", want, out.String())

@@ -130,7 +130,7 @@ func TestCapturedRoot(t *testing.T) {
 	capture := func(content string) *Result {
 		t.Helper()
 		res, err := r.Create(t.Context(), org, NewTemplate{
-			Name: "c", Context: strings.NewReader(content), Replace: true, Metadata: kiln.Metadata{ReadyCmd: "true"},
+			Name: "c", Context: strings.NewReader(content), Replace: true, Metadata: kiln.Metadata{ReadyCmd: "true", Smoke: "true"},
 			Capture: &kiln.CaptureSource{Sandbox: "iabc", Template: "a", Version: 3, Config: kiln.ImageConfig{User: "me"}},
 		})
 		if err != nil {
@@ -139,7 +139,7 @@ func TestCapturedRoot(t *testing.T) {
 		return res
 	}
 	v := r.ready(t, capture("one"))
-	if v.Config.User != "me" || v.Metadata.ReadyCmd != "true" || v.Options.Origin.Capture.Sandbox != "iabc" {
+	if v.Config.User != "me" || v.Metadata.ReadyCmd != "true" || v.Metadata.Smoke != "true" || v.Options.Origin.Capture.Sandbox != "iabc" {
 		t.Errorf("%+v", v)
 	}
 	if res := capture("one"); !res.Unchanged {

@@ -79,10 +79,13 @@ func (s *Service) create(ctx context.Context, orgID string, req NewTemplate, def
 			return nil, err
 		}
 	}
+	if err := kiln.CheckPairs("build arguments", req.Options.Args); err != nil {
+		return nil, err
+	}
 	ctx, release := s.opts.Blobs.Hold(ctx)
 	defer release()
 	s.beginUpload()
-	v := &kiln.Version{BuildID: kiln.NewID("build_"), CreatedAt: time.Now().UTC(), Options: req.Options}
+	v := &kiln.Version{BuildID: kiln.NewID("build_"), CreatedAt: time.Now().UTC(), Options: source.WithBuildTable(req.Options, req.Metadata.Build)}
 	v.Options.Origin = kiln.Origin{
 		Image: req.Image, Capture: req.Capture, Args: req.Options.Args, Target: req.Options.Target, Metadata: req.Metadata,
 	}
@@ -356,16 +359,16 @@ func mergeMetadata(file, over kiln.Metadata) (kiln.Metadata, error) {
 	return m, nil
 }
 
-// overMetadata returns file with what over sets. Environments are joined.
+// overMetadata returns file with what over sets. Environments and build arguments are joined.
 func overMetadata(file, over kiln.Metadata) kiln.Metadata {
 	m := file
 	for _, f := range []struct {
 		dst *string
 		src string
 	}{
-		{&m.Description, over.Description}, {&m.Author, over.Author}, {&m.Icon, over.Icon}, {&m.DefaultSize, over.DefaultSize},
-		{&m.MinSize, over.MinSize}, {&m.StartCmd, over.StartCmd}, {&m.ReadyCmd, over.ReadyCmd},
-		{&m.PostRestore, over.PostRestore}, {&m.Init, over.Init},
+		{&m.Name, over.Name}, {&m.Description, over.Description}, {&m.Author, over.Author}, {&m.Icon, over.Icon},
+		{&m.DefaultSize, over.DefaultSize}, {&m.MinSize, over.MinSize}, {&m.StartCmd, over.StartCmd}, {&m.ReadyCmd, over.ReadyCmd},
+		{&m.PostRestore, over.PostRestore}, {&m.Init, over.Init}, {&m.Smoke, over.Smoke}, {&m.Build.Target, over.Build.Target},
 	} {
 		if f.src != "" {
 			*f.dst = f.src
@@ -379,6 +382,10 @@ func overMetadata(file, over kiln.Metadata) kiln.Metadata {
 	}
 	m.Egress = over.Egress.Over(m.Egress)
 	m.Limits = over.Limits.Over(m.Limits)
+	if over.Build.Base != nil {
+		m.Build.Base = over.Build.Base
+	}
+	m.Build.Args = overlay(m.Build.Args, over.Build.Args)
 	m.Env = overlay(m.Env, over.Env)
 	return m
 }

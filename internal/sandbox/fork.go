@@ -72,7 +72,7 @@ func (m *Manager) checkFork(req ForkRequest) error {
 			return err
 		}
 	}
-	return checkPairs("metadata", req.Metadata)
+	return kiln.CheckPairs("metadata", req.Metadata)
 }
 
 // fork is a copy in the making. What it gets from its parent lies in a folder of its own.

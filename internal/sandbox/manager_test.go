@@ -91,7 +91,7 @@ func TestBadRequestsAreRefusedBeforeAnythingIsAcquired(t *testing.T) {
 		"long life":          {change: func(r *CreateRequest) { r.TTL = 3 * time.Hour }, code: kiln.CodeInvalid, says: "2h"},
 		"environment name":   {change: func(r *CreateRequest) { r.Env = map[string]string{"A-B": ""} }, code: kiln.CodeInvalid, says: "A-B"},
 		"NUL":                {change: func(r *CreateRequest) { r.Env = map[string]string{"A": "\x00"} }, code: kiln.CodeInvalid, says: "NUL"},
-		"large": {change: func(r *CreateRequest) { r.Metadata = map[string]string{"a": strings.Repeat("x", maxPairBytes)} },
+		"large": {change: func(r *CreateRequest) { r.Metadata = map[string]string{"a": strings.Repeat("x", kiln.MaxPairBytes)} },
 			code: kiln.CodeInvalid},
 		"small": {change: func(r *CreateRequest) { r.Size = "shared-cpu-1x" }, code: kiln.CodeInvalid, says: "shared-cpu-2x",
 			before: func(s *memoryStore) { s.version.Metadata.MinSize = "shared-cpu-2x" }},

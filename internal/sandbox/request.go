@@ -3,8 +3,6 @@ package sandbox
 import (
 	"context"
 	"maps"
-	"regexp"
-	"strings"
 	"time"
 
 	"github.com/kilnvm/kiln"
@@ -27,13 +25,6 @@ type CreateRequest struct {
 	Egress kiln.EgressPolicy
 }
 
-// Limits on what a request may carry, so that a row and the guest's identity stay small.
-const (
-	maxPairs     = 256
-	maxKeyBytes  = 256
-	maxPairBytes = 128 << 10 // all keys and values together
-)
-
 // plan is a valid request with everything it refers to.
 type plan struct {
 	template *kiln.Template
@@ -53,10 +44,10 @@ func (m *Manager) plan(ctx context.Context, req CreateRequest) (*plan, error) {
 	if err := m.checkIdleTimeout(req.IdleTimeout); err != nil {
 		return nil, err
 	}
-	if err := checkEnv(req.Env); err != nil {
+	if err := kiln.CheckEnv(req.Env); err != nil {
 		return nil, err
 	}
-	if err := checkPairs("metadata", req.Metadata); err != nil {
+	if err := kiln.CheckPairs("metadata", req.Metadata); err != nil {
 		return nil, err
 	}
 	if err := m.checkEgress(req.Egress); err != nil {
@@ -144,38 +135,4 @@ func (m *Manager) checkTTL(ttl time.Duration) (time.Duration, error) {
 			WithHint("it is between 1s and %s", limits.MaxTTL)
 	}
 	return ttl, nil
-}
-
-var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
-
-func checkEnv(env map[string]string) error {
-	for name := range env {
-		if !envName.MatchString(name) {
-			return kiln.Errorf(kiln.CodeInvalid, "environment variable %.40q is not a name", name).
-				WithHint("use letters, digits and '_', not beginning with a digit")
-		}
-	}
-	return checkPairs("environment", env)
-}
-
-func checkPairs(what string, pairs map[string]string) error {
-	if len(pairs) > maxPairs {
-		return kiln.Errorf(kiln.CodeInvalid, "%s has %d entries; %d is the limit", what, len(pairs), maxPairs)
-	}
-	total := 0
-	for k, v := range pairs {
-		switch {
-		case k == "":
-			return kiln.Errorf(kiln.CodeInvalid, "%s has an entry without a name", what)
-		case len(k) > maxKeyBytes:
-			return kiln.Errorf(kiln.CodeInvalid, "%s: name %.40q… is longer than %d bytes", what, k, maxKeyBytes)
-		case strings.ContainsRune(k+v, 0):
-			return kiln.Errorf(kiln.CodeInvalid, "%s: %q holds a NUL byte", what, k)
-		}
-		total += len(k) + len(v)
-	}
-	if total > maxPairBytes {
-		return kiln.Errorf(kiln.CodeInvalid, "%s has %d bytes; %d is the limit", what, total, maxPairBytes)
-	}
-	return nil
 }

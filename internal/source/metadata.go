@@ -126,7 +126,7 @@ func (p *metadataParser) field(name string, v value) error {
 	case "icon":
 		return v.text(&m.Icon)
 	case "tags":
-		return v.decode(&m.Tags, "a list of strings")
+		return v.tags(&m.Tags)
 	case "default_size":
 		p.lines.defaultSize = v.line
 		return v.size(&m.DefaultSize)
@@ -162,7 +162,7 @@ func (p *metadataParser) field(name string, v value) error {
 func (p *metadataParser) buildTable(v value) error {
 	return p.members(v, map[string]func(value) error{
 		"base":   func(m value) error { return m.baseList(&p.out.Build.Base) },
-		"args":   func(m value) error { return m.strings(&p.out.Build.Args, func(map[string]string) error { return nil }) },
+		"args":   func(m value) error { return m.strings(&p.out.Build.Args, buildArgs, checkArgs) },
 		"target": func(m value) error { return m.text(&p.out.Build.Target) },
 	})
 }
@@ -210,7 +210,8 @@ func (p *metadataParser) checkSizes() error {
 }
 
 // CheckMetadata checks values wherever they come from: a file, a flag, a request. It says
-// whether the sizes exist and agree, and whether disk and environment are possible.
+// whether the sizes exist and agree, whether texts are within their bounds, and whether disk
+// and environment are possible.
 func CheckMetadata(m kiln.Metadata) error {
 	if err := checkSizes(m); err != nil {
 		return err
@@ -220,8 +221,11 @@ func CheckMetadata(m kiln.Metadata) error {
 			return kiln.Errorf(kiln.CodeInvalid, "disk_mb: %v", err)
 		}
 	}
-	if err := checkEnv(m.Env); err != nil {
-		return kiln.Errorf(kiln.CodeInvalid, "env: %v", err)
+	if err := checkTexts(m); err != nil {
+		return err
+	}
+	if err := kiln.CheckEnv(m.Env); err != nil {
+		return err
 	}
 	if err := checkInit(m.Init); err != nil {
 		return kiln.Errorf(kiln.CodeInvalid, "init: %v", err)

@@ -2,11 +2,9 @@ package source
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/BurntSushi/toml"
-	"github.com/distribution/reference"
 	"github.com/kilnvm/kiln"
 )
 
@@ -68,8 +66,8 @@ func (v value) text(dst *string) error {
 	if err := v.decode(dst, "a string"); err != nil {
 		return err
 	}
-	if strings.ContainsRune(*dst, 0) {
-		return v.errorf("contains a NUL character")
+	if err := checkText(v.key[len(v.key)-1], *dst); err != nil {
+		return v.errorf("%v", err)
 	}
 	return nil
 }
@@ -132,10 +130,19 @@ func (v value) baseList(dst *[]string) error {
 	} else if err := v.decode(dst, "a list of image names"); err != nil {
 		return err
 	}
-	for _, name := range *dst {
-		if _, err := reference.ParseNormalizedNamed(name); err != nil {
-			return v.errorf("%q is no name of an image: %v", name, err)
-		}
+	if err := checkBases(*dst); err != nil {
+		return v.errorf("%v", err)
+	}
+	return nil
+}
+
+// tags reads the words that a template can be found by.
+func (v value) tags(dst *[]string) error {
+	if err := v.decode(dst, "a list of strings"); err != nil {
+		return err
+	}
+	if err := checkTags(*dst); err != nil {
+		return v.errorf("%v", err)
 	}
 	return nil
 }
@@ -147,41 +154,32 @@ func checkDisk(mb int) error {
 	return nil
 }
 
-// envName is what POSIX (XBD 8.1) says a portable name of an environment variable is,
-// with lower case allowed.
-var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+// env reads an environment.
+func (v value) env(dst *map[string]string) error { return v.strings(dst, "env", kiln.CheckEnv) }
 
-func (v value) env(dst *map[string]string) error {
-	return v.strings(dst, checkEnv)
-}
-
-// strings reads a table of strings and has each of its entries checked.
-func (v value) strings(dst *map[string]string, check func(map[string]string) error) error {
+// strings reads a table of strings and has each of its entries checked, and all together.
+// Errors of check may begin with what.
+func (v value) strings(dst *map[string]string, what string, check func(map[string]string) error) error {
 	if !v.isTable() {
 		return v.mismatch("a table of strings")
 	}
+	checked := func(at value, pairs map[string]string) error {
+		if err := check(pairs); err != nil {
+			return at.errorf("%s", strings.TrimLeft(strings.TrimPrefix(err.Error(), what), ": "))
+		}
+		return nil
+	}
 	*dst = map[string]string{}
-	return v.p.entries(v, func(name string, entry value) error {
+	err := v.p.entries(v, func(name string, entry value) error {
 		var text string
-		if err := entry.text(&text); err != nil {
+		if err := entry.decode(&text, "a string"); err != nil {
 			return err
 		}
 		(*dst)[name] = text
-		if err := check(map[string]string{name: text}); err != nil {
-			return entry.errorf("%v", err)
-		}
-		return nil
+		return checked(entry, map[string]string{name: text})
 	})
-}
-
-func checkEnv(env map[string]string) error {
-	for name, val := range env {
-		if !envName.MatchString(name) {
-			return fmt.Errorf("%q is no name of an environment variable", name)
-		}
-		if strings.ContainsRune(val, 0) {
-			return fmt.Errorf("the value of %s contains a NUL character", name)
-		}
+	if err != nil {
+		return err
 	}
-	return nil
+	return checked(v, *dst)
 }

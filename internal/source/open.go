@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"strings"
@@ -55,7 +56,7 @@ func open(dir string, opts kiln.BuildOptions) (_ kiln.Source, _ *os.Root, _ *ign
 	if src.Metadata, src.Warnings, err = readMetadata(root); err != nil {
 		return kiln.Source{}, nil, nil, err
 	}
-	applyBuildTable(&src)
+	src.Options = WithBuildTable(src.Options, src.Metadata.Build)
 	rules, err := loadIgnore(root, opts.Dockerfile)
 	if err != nil {
 		return kiln.Source{}, nil, nil, err
@@ -92,23 +93,20 @@ func checkDockerfile(root *os.Root, src kiln.Source) error {
 	return nil
 }
 
-// applyBuildTable takes the [build] table where the request says nothing.
-func applyBuildTable(src *kiln.Source) {
-	if src.Options.Target == "" {
-		src.Options.Target = src.Metadata.Build.Target
+// WithBuildTable returns opts with what a [build] table says where they say nothing.
+func WithBuildTable(opts kiln.BuildOptions, build kiln.MetadataBuild) kiln.BuildOptions {
+	if opts.Target == "" {
+		opts.Target = build.Target
 	}
-	if len(src.Options.Base) == 0 {
-		src.Options.Base = src.Metadata.Build.Base
+	if len(opts.Base) == 0 {
+		opts.Base = build.Base
 	}
-	if len(src.Metadata.Build.Args) == 0 {
-		return
+	if len(build.Args) == 0 {
+		return opts
 	}
-	args := make(map[string]string, len(src.Metadata.Build.Args)+len(src.Options.Args))
-	for k, v := range src.Metadata.Build.Args {
-		args[k] = v
-	}
-	for k, v := range src.Options.Args {
-		args[k] = v
-	}
-	src.Options.Args = args
+	args := make(map[string]string, len(build.Args)+len(opts.Args))
+	maps.Copy(args, build.Args)
+	maps.Copy(args, opts.Args)
+	opts.Args = args
+	return opts
 }
