@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"net/http"
 	"strings"
@@ -27,6 +26,15 @@ type caller struct {
 	path    string // of the request
 	// traceparent names the span that the request is part of, if any, as the W3C has it.
 	traceparent string
+}
+
+// require refuses a caller whose token does not cover a scope.
+func (c caller) require(need kiln.Scope) error {
+	if c.Allows(need) {
+		return nil
+	}
+	return kiln.Errorf(kiln.CodeForbidden, "token %q lacks the scope %s", c.TokenName, need).
+		WithHint("an administrator of the organisation makes tokens with `kiln tokens create`")
 }
 
 // callerOf returns the caller that authenticated put into ctx.
@@ -69,12 +77,12 @@ func (s *Server) authenticated(next http.Handler) http.Handler {
 			writeError(w, e)
 			return
 		}
-		if need := scopeOf(r); !who.Allows(need) {
-			writeError(w, newError(kiln.CodeForbidden, fmt.Sprintf("token %q lacks the scope %s", who.TokenName, need),
-				"an administrator of the organisation makes tokens with `kiln tokens create`"))
+		c := caller{who, addressOf(r), r.URL.Path, r.Header.Get(span.Header)}
+		if err := c.require(scopeOf(r)); err != nil {
+			writeError(w, errorFor(r.Context(), s.log, "authentication", err))
 			return
 		}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, caller{who, addressOf(r), r.URL.Path, r.Header.Get(span.Header)})))
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, c)))
 	})
 }
 

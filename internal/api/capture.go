@@ -107,6 +107,10 @@ func (s *Server) registerCapture() {
 }
 
 func (s *Server) captureTemplate(ctx context.Context, in *captureInput) (*buildOutput, error) {
+	// Whoever has the template reads every file of the sandbox.
+	if err := callerOf(ctx).require(kiln.ScopeSandboxesRead); err != nil {
+		return nil, err
+	}
 	if in.Body.Name == "" {
 		return nil, kiln.Errorf(kiln.CodeInvalid, "the template has no name")
 	}
