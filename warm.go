@@ -3,7 +3,7 @@ package kiln
 // WarmTarget says how many warm slots are kept of a template's promoted version at a size,
 // whatever the recent demand.
 type WarmTarget struct {
-	OrgID      string `json:"-"` // whose wish it is
+	OrgID      string `json:"-"` // whose the template is; "" for a built-in one
 	TemplateID string `json:"template_id"`
 	Size       string `json:"size"`
 	Slots      int    `json:"slots"`

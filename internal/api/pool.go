@@ -11,11 +11,12 @@ import (
 
 // Pool is the warm pool as the API needs it.
 type Pool interface {
-	// Warm returns the slots of the templates that an organisation sees.
-	Warm(ctx context.Context, orgID string) ([]kiln.WarmShelf, error)
+	// Warm returns the slots of an organisation's templates, and for the operator those of
+	// built-in ones, whose demand is everybody's.
+	Warm(ctx context.Context, who kiln.Principal) ([]kiln.WarmShelf, error)
 	// SetWarm has slots kept of a template's promoted version; an empty size is the
-	// template's default.
-	SetWarm(ctx context.Context, orgID, template, size string, slots int) (kiln.WarmTarget, error)
+	// template's default. Only the operator has them kept of built-in templates.
+	SetWarm(ctx context.Context, who kiln.Principal, template, size string, slots int) (kiln.WarmTarget, error)
 }
 
 // MaxWarmSlots is the most slots that may be asked for of one template at one size.
@@ -40,16 +41,16 @@ func (s *Server) registerPool() {
 	tags := []string{"pool"}
 	register(s, route{Operation: huma.Operation{
 		OperationID: "listWarmSlots", Method: http.MethodGet, Path: "/v1/pool", Tags: tags,
-		Summary: "List the warm slots: paused clones that wait to be claimed",
+		Summary: "List the warm slots of own templates, and for the operator of built-in ones: paused clones that wait to be claimed",
 	}}, func(ctx context.Context, _ *struct{}) (*poolOutput, error) {
-		list, err := s.opts.Pool.Warm(ctx, orgOf(ctx))
+		list, err := s.opts.Pool.Warm(ctx, callerOf(ctx).Principal)
 		return &poolOutput{Body: append([]kiln.WarmShelf{}, list...)}, err
 	})
 	register(s, route{Operation: huma.Operation{
 		OperationID: "setWarmSlots", Method: http.MethodPut, Path: "/v1/pool/{name}", Tags: tags,
-		Summary: "Say how many warm slots are kept of a template at a size",
+		Summary: "Say how many warm slots are kept of an own template at a size, or as the operator of a built-in one",
 	}}, func(ctx context.Context, in *targetInput) (*targetOutput, error) {
-		t, err := s.opts.Pool.SetWarm(ctx, orgOf(ctx), in.Name, in.Body.Size, in.Body.Slots)
+		t, err := s.opts.Pool.SetWarm(ctx, callerOf(ctx).Principal, in.Name, in.Body.Size, in.Body.Slots)
 		return &targetOutput{Body: t}, err
 	})
 }

@@ -12,19 +12,19 @@ import (
 // fakePool has one shelf and remembers what was asked for.
 type fakePool struct{ asked []string }
 
-func (p *fakePool) Warm(_ context.Context, orgID string) ([]kiln.WarmShelf, error) {
-	if orgID != kiln.LocalOrgID {
+func (p *fakePool) Warm(_ context.Context, who kiln.Principal) ([]kiln.WarmShelf, error) {
+	if who.OrgID != kiln.LocalOrgID {
 		return nil, nil
 	}
-	return []kiln.WarmShelf{{TemplateID: "tmpl_a", OrgID: orgID, Template: "a", Version: 2, Size: "s", Set: 1, Demand: 2, Ready: 1, Hits: 3, Misses: 4}}, nil
+	return []kiln.WarmShelf{{TemplateID: "tmpl_a", OrgID: who.OrgID, Template: "a", Version: 2, Size: "s", Set: 1, Demand: 2, Ready: 1, Hits: 3, Misses: 4}}, nil
 }
 
-func (p *fakePool) SetWarm(_ context.Context, orgID, template, size string, slots int) (kiln.WarmTarget, error) {
+func (p *fakePool) SetWarm(_ context.Context, who kiln.Principal, template, size string, slots int) (kiln.WarmTarget, error) {
 	if template != "a" {
 		return kiln.WarmTarget{}, kiln.Errorf(kiln.CodeNotFound, "template %q does not exist", template)
 	}
-	p.asked = append(p.asked, fmt.Sprintf("%s %s %q %d", orgID, template, size, slots))
-	return kiln.WarmTarget{OrgID: orgID, TemplateID: "tmpl_a", Size: "s", Slots: slots}, nil
+	p.asked = append(p.asked, fmt.Sprintf("%s %s %q %d", who.OrgID, template, size, slots))
+	return kiln.WarmTarget{OrgID: who.OrgID, TemplateID: "tmpl_a", Size: "s", Slots: slots}, nil
 }
 
 func TestPool(t *testing.T) {

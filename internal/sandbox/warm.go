@@ -59,16 +59,21 @@ func (m *Manager) KeepWarm(ctx context.Context) {
 }
 
 // WarmTarget returns the target that a request describes, checked and with its defaults.
-func (m *Manager) WarmTarget(ctx context.Context, orgID, template, size string, slots int) (kiln.WarmTarget, error) {
+// Built-in templates are everybody's, and their slots are the operator's to set.
+func (m *Manager) WarmTarget(ctx context.Context, who kiln.Principal, template, size string, slots int) (kiln.WarmTarget, error) {
 	name, err := kiln.ParseWholeTemplate(template, "pool set", "slots are of the current version")
 	if err != nil {
 		return kiln.WarmTarget{}, err
 	}
-	p, err := m.warmPlan(ctx, orgID, name, size)
+	p, err := m.warmPlan(ctx, who.OrgID, name, size)
 	if err != nil {
 		return kiln.WarmTarget{}, err
 	}
-	return kiln.WarmTarget{OrgID: orgID, TemplateID: p.template.ID, Size: p.size.Name, Slots: slots}, nil
+	if p.template.BuiltIn && !who.Operator() {
+		return kiln.WarmTarget{}, kiln.Errorf(kiln.CodeForbidden, "template %q is built-in and its warm slots are the server's", p.template.Name).
+			WithHint("set them for a template of your own")
+	}
+	return kiln.WarmTarget{OrgID: p.template.OrgID, TemplateID: p.template.ID, Size: p.size.Name, Slots: slots}, nil
 }
 
 // WarmChanged tells the pool that a target, or the promoted version of a template, may have
@@ -96,7 +101,7 @@ func (m *Manager) aimPool(ctx context.Context) error {
 	}
 	current := map[shelfKey]bool{}
 	for _, p := range m.warm.plans() {
-		now, err := m.warmPlan(ctx, ownerOf(p.template), p.template.ID, p.size.Name)
+		now, err := m.warmPlan(ctx, viewer(p.template.OrgID), p.template.ID, p.size.Name)
 		if err != nil && kiln.CodeOf(err) == kiln.CodeInternal {
 			return err
 		}
@@ -129,7 +134,7 @@ func (m *Manager) warmTargets(ctx context.Context) (map[shelfKey]aim, error) {
 		return nil, err
 	}
 	for _, t := range targets {
-		p, err := m.warmPlan(ctx, t.OrgID, t.TemplateID, t.Size)
+		p, err := m.warmPlan(ctx, viewer(t.OrgID), t.TemplateID, t.Size)
 		if err == nil {
 			set[p.shelf()] = aim{plan: p, slots: t.Slots}
 		} else if kiln.CodeOf(err) == kiln.CodeInternal {
@@ -143,12 +148,12 @@ func (m *Manager) warmPlan(ctx context.Context, orgID, ref, size string) (*plan,
 	return m.plan(ctx, CreateRequest{OrgID: orgID, Template: ref, Size: size})
 }
 
-// ownerOf is an organisation that sees the template.
-func ownerOf(t *kiln.Template) string {
-	if t.OrgID == "" {
+// viewer is an organisation that sees the templates of owner, "" for built-in ones.
+func viewer(owner string) string {
+	if owner == "" {
 		return kiln.LocalOrgID
 	}
-	return t.OrgID
+	return owner
 }
 
 // addSlot makes one slot and puts it into the pool.

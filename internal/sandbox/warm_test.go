@@ -46,11 +46,13 @@ func warmHost(t *testing.T, slots int) *host {
 	return newHost(t, func(o *Options) { o.Warm = WarmLimits{Targets: map[string]int{"hello": slots}} })
 }
 
+var operator = kiln.Principal{OrgID: kiln.LocalOrgID, Scopes: []kiln.Scope{kiln.ScopeAdmin}}
+
 // Slots are of the current version, whichever that is.
 func TestWarmTargetOfAPin(t *testing.T) {
 	h := warmHost(t, 0)
 	for ref, code := range map[string]kiln.ErrorCode{"hello": "", "hello@1": kiln.CodeInvalid, "hello:v1": kiln.CodeInvalid} {
-		if _, err := h.WarmTarget(t.Context(), kiln.LocalOrgID, ref, "", 1); kiln.CodeOf(err) != code {
+		if _, err := h.WarmTarget(t.Context(), operator, ref, "", 1); kiln.CodeOf(err) != code {
 			t.Errorf("%s: %v", ref, err)
 		}
 	}

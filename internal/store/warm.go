@@ -11,8 +11,8 @@ import (
 // demand.
 func (s *Store) SetWarmTarget(ctx context.Context, t kiln.WarmTarget) error {
 	return s.write(ctx, func(ctx context.Context, tx *txn) error {
-		_, err := exec(ctx, tx, `INSERT INTO warm_targets (org_id, template_id, size, slots) VALUES (?, ?, ?, ?)
-			ON CONFLICT (org_id, template_id, size) DO UPDATE SET slots = excluded.slots`, t.OrgID, t.TemplateID, t.Size, t.Slots)
+		_, err := exec(ctx, tx, `INSERT INTO warm_targets (template_id, size, slots) VALUES (?, ?, ?)
+			ON CONFLICT (template_id, size) DO UPDATE SET slots = excluded.slots`, t.TemplateID, t.Size, t.Slots)
 		if err != nil {
 			return fmt.Errorf("warm slots of template %s: %w", t.TemplateID, err)
 		}
@@ -22,8 +22,8 @@ func (s *Store) SetWarmTarget(ctx context.Context, t kiln.WarmTarget) error {
 
 // WarmTargets returns the targets of templates that still exist.
 func (s *Store) WarmTargets(ctx context.Context) ([]kiln.WarmTarget, error) {
-	rows, err := s.readers.QueryContext(ctx, `SELECT w.org_id, w.template_id, w.size, w.slots FROM warm_targets w
-		JOIN templates t ON t.id = w.template_id WHERE t.deleted_at = 0 ORDER BY w.template_id, w.size, w.org_id`)
+	rows, err := s.readers.QueryContext(ctx, `SELECT t.org_id, w.template_id, w.size, w.slots FROM warm_targets w
+		JOIN templates t ON t.id = w.template_id WHERE t.deleted_at = 0 ORDER BY w.template_id, w.size`)
 	if err != nil {
 		return nil, fmt.Errorf("warm slots: %w", err)
 	}

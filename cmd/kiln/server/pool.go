@@ -16,10 +16,10 @@ type warmPool struct {
 }
 
 // Warm implements api.Pool.
-func (p warmPool) Warm(_ context.Context, orgID string) ([]kiln.WarmShelf, error) {
+func (p warmPool) Warm(_ context.Context, who kiln.Principal) ([]kiln.WarmShelf, error) {
 	var own []kiln.WarmShelf
 	for _, s := range p.manager.Warm() {
-		if s.OrgID == "" || s.OrgID == orgID {
+		if s.OrgID == who.OrgID || s.OrgID == "" && who.Operator() {
 			own = append(own, s)
 		}
 	}
@@ -27,8 +27,8 @@ func (p warmPool) Warm(_ context.Context, orgID string) ([]kiln.WarmShelf, error
 }
 
 // SetWarm implements api.Pool.
-func (p warmPool) SetWarm(ctx context.Context, orgID, template, size string, slots int) (kiln.WarmTarget, error) {
-	t, err := p.manager.WarmTarget(ctx, orgID, template, size, slots)
+func (p warmPool) SetWarm(ctx context.Context, who kiln.Principal, template, size string, slots int) (kiln.WarmTarget, error) {
+	t, err := p.manager.WarmTarget(ctx, who, template, size, slots)
 	if err != nil {
 		return t, err
 	}

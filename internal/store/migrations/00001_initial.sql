@@ -135,11 +135,10 @@ CREATE TABLE network_slots (
 
 -- How many warm slots are kept of a template's promoted version.
 CREATE TABLE warm_targets (
-    org_id      TEXT   NOT NULL,
     template_id TEXT   NOT NULL REFERENCES templates (id),
     size        TEXT   NOT NULL,
     slots       BIGINT NOT NULL,
-    PRIMARY KEY (org_id, template_id, size)
+    PRIMARY KEY (template_id, size)
 );
 
 CREATE TABLE tokens (
