@@ -61,6 +61,15 @@ type Token struct {
 // proxy recognise one.
 const TokenPrefix = "kiln_"
 
+// TokenIDPrefix begins the ID of every token, and the name of none.
+const TokenIDPrefix = "tok_"
+
+// MaxTokenTTL is the longest life of a token that ends.
+const MaxTokenTTL = 10 * 365 * 24 * time.Hour
+
+// Expired reports whether the token is void by its age.
+func (t *Token) Expired(now time.Time) bool { return !t.ExpiresAt.IsZero() && !now.Before(t.ExpiresAt) }
+
 // MaxTokenName is the longest name of a token in bytes.
 const MaxTokenName = 128
 
@@ -68,6 +77,9 @@ const MaxTokenName = 128
 func CheckTokenName(name string) error {
 	if name == "" || len(name) > MaxTokenName || strings.ContainsFunc(name, unicode.IsControl) {
 		return Errorf(CodeInvalid, "token name %.40q is not allowed", name).WithHint("use 1 to %d printable characters", MaxTokenName)
+	}
+	if strings.HasPrefix(name, TokenIDPrefix) {
+		return Errorf(CodeInvalid, "token name %.40q is not allowed", name).WithHint("IDs begin with %s, names do not", TokenIDPrefix)
 	}
 	return nil
 }
@@ -78,6 +90,7 @@ type Principal struct {
 	TokenID   string
 	TokenName string
 	Scopes    []Scope
+	ExpiresAt time.Time // zero: never
 }
 
 // Allows reports whether the principal's token covers a scope.

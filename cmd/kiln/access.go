@@ -128,21 +128,51 @@ func (a *app) tokensList() *cobra.Command {
 			}
 			rows := [][]string{{"NAME", "ID", "SCOPES", "CREATED", "EXPIRES"}}
 			for _, t := range list {
-				var scopes []string
-				for _, s := range t.Scopes {
-					scopes = append(scopes, string(s))
+				expires := expiry(t.ExpiresAt)
+				if t.Expired(time.Now()) {
+					expires += " (expired)"
 				}
-				expires := "never"
-				if !t.ExpiresAt.IsZero() {
-					expires = t.ExpiresAt.Local().Format(time.DateTime)
-				}
-				rows = append(rows, []string{t.Name, t.ID, strings.Join(scopes, ","), t.CreatedAt.Local().Format(time.DateTime), expires})
+				rows = append(rows, []string{t.Name, t.ID, scopeList(t.Scopes), t.CreatedAt.Local().Format(time.DateTime), expires})
 			}
 			return table(a.stdout, rows)
 		}),
 	}
 	cmd.Flags().StringVar(&org, "org", "", orgUsage)
 	return cmd
+}
+
+func scopeList(scopes []kiln.Scope) string {
+	var names []string
+	for _, s := range scopes {
+		names = append(names, string(s))
+	}
+	return strings.Join(names, ",")
+}
+
+func expiry(t time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return t.Local().Format(time.DateTime)
+}
+
+func (a *app) whoamiCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "whoami", Short: "Show whose the token is, what it allows and when it expires", Args: cobra.NoArgs,
+		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, _ []string) error {
+			who, err := c.Whoami(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.json() {
+				return a.printJSON(who)
+			}
+			return table(a.stdout, [][]string{
+				{"ORGANISATION", "TOKEN", "ID", "SCOPES", "EXPIRES"},
+				{who.Org, who.TokenName, who.TokenID, scopeList(who.Scopes), expiry(who.ExpiresAt)},
+			})
+		}),
+	}
 }
 
 func (a *app) tokensRevoke() *cobra.Command {

@@ -59,7 +59,7 @@ exist, 128+n if signal n ended it, and 125 if Kiln itself failed.`,
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{flagError(err)} })
 	cmd.AddCommand(
 		a.serveCommand(), a.waitCommand(), a.templatesCommand(), a.sandboxCommand(), a.poolCommand(), a.topCommand(), a.imagesCommand(), a.rootfsCommand(),
-		a.benchCommand(), a.orgsCommand(), a.tokensCommand(), a.auditCommand(), a.gcCommand(), a.doctorCommand(), a.versionCommand(),
+		a.benchCommand(), a.orgsCommand(), a.tokensCommand(), a.whoamiCommand(), a.auditCommand(), a.gcCommand(), a.doctorCommand(), a.versionCommand(),
 	)
 	asUsageErrors(cmd)
 	return cmd

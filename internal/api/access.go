@@ -39,11 +39,21 @@ type NewToken struct {
 	Secret string `json:"secret" doc:"Shown this once only"`
 }
 
+// Whoami is what the token of a request is.
+type Whoami struct {
+	OrgID     string       `json:"org_id"`
+	Org       string       `json:"org" doc:"The organisation's name"`
+	TokenID   string       `json:"token_id"`
+	TokenName string       `json:"token_name"`
+	Scopes    []kiln.Scope `json:"scopes"`
+	ExpiresAt time.Time    `json:"expires_at,omitzero" doc:"Not there: never"`
+}
+
 // CreateTokenRequest asks for a token.
 type CreateTokenRequest struct {
 	Name       string       `json:"name" example:"ci"`
 	Scopes     []kiln.Scope `json:"scopes" doc:"templates:read, templates:write, sandboxes:read, sandboxes:write, admin; writing includes reading"`
-	TTLSeconds int64        `json:"ttl_seconds,omitempty" minimum:"0" doc:"Life in seconds; 0: for ever"`
+	TTLSeconds int64        `json:"ttl_seconds,omitempty" minimum:"0" maximum:"315360000" doc:"Life in seconds, up to ten years; 0: for ever"`
 	Org        string       `json:"org,omitempty" doc:"Name or ID; default the caller's own. Only the server's operator names another one"`
 }
 
@@ -67,6 +77,7 @@ type (
 	createTokenInput struct{ Body CreateTokenRequest }
 	newTokenOutput   struct{ Body NewToken }
 	tokensOutput     struct{ Body []kiln.Token }
+	whoamiOutput     struct{ Body Whoami }
 	tokenPath        struct {
 		OrgQuery
 		Token string `path:"token" doc:"Name or ID"`
@@ -110,6 +121,10 @@ func (s *Server) registerAccess() {
 		OperationID: "revokeToken", Method: http.MethodDelete, Path: "/v1/tokens/{token}", Tags: tokens,
 		Summary: "Make a token void at once", DefaultStatus: http.StatusNoContent,
 	}}, s.revokeToken)
+	register(s, route{Operation: huma.Operation{
+		OperationID: "whoami", Method: http.MethodGet, Path: "/v1/whoami", Tags: tokens,
+		Summary: "Say whose the token of the request is, what it allows and when it expires",
+	}}, s.whoami)
 	register(s, route{Operation: huma.Operation{
 		OperationID: "listAudit", Method: http.MethodGet, Path: "/v1/audit", Tags: server,
 		Summary: "List who changed what, newest first",
@@ -187,7 +202,7 @@ func (s *Server) createToken(ctx context.Context, in *createTokenInput) (*newTok
 	if err := kiln.CheckScopes(in.Body.Scopes); err != nil {
 		return nil, err
 	}
-	t := kiln.Token{ID: kiln.NewID("tok_"), OrgID: org, Name: in.Body.Name, Scopes: in.Body.Scopes, CreatedAt: time.Now().UTC()}
+	t := kiln.Token{ID: kiln.NewID(kiln.TokenIDPrefix), OrgID: org, Name: in.Body.Name, Scopes: in.Body.Scopes, CreatedAt: time.Now().UTC()}
 	if in.Body.TTLSeconds > 0 {
 		t.ExpiresAt = t.CreatedAt.Add(time.Duration(in.Body.TTLSeconds) * time.Second)
 	}
@@ -198,6 +213,17 @@ func (s *Server) createToken(ctx context.Context, in *createTokenInput) (*newTok
 	concerns(ctx, org)
 	note(ctx, "token", t.Name)
 	return &newTokenOutput{Body: NewToken{Token: t, Secret: secret}}, nil
+}
+
+func (s *Server) whoami(ctx context.Context, _ *struct{}) (*whoamiOutput, error) {
+	who := callerOf(ctx)
+	o, err := s.opts.Access.Org(ctx, who.OrgID)
+	if err != nil {
+		return nil, err
+	}
+	return &whoamiOutput{Body: Whoami{
+		OrgID: o.ID, Org: o.Name, TokenID: who.TokenID, TokenName: who.TokenName, Scopes: who.Scopes, ExpiresAt: who.ExpiresAt,
+	}}, nil
 }
 
 func (s *Server) listTokens(ctx context.Context, in *OrgQuery) (*tokensOutput, error) {

@@ -29,6 +29,12 @@ func TestEveryRouteHasItsScope(t *testing.T) {
 			if (need == kiln.ScopeAdmin) != meantForAdmins.MatchString(path) {
 				t.Errorf("%s %s needs %s", method, path, need)
 			}
+			if path == "/v1/whoami" {
+				if need != "" {
+					t.Errorf("%s needs %s", path, need)
+				}
+				continue
+			}
 			if need != kiln.ScopeAdmin && strings.HasSuffix(string(need), ":write") != (method != "GET") {
 				t.Errorf("%s %s needs %s", method, path, need)
 			}

@@ -33,6 +33,12 @@ func (c *Client) CreateToken(ctx context.Context, req api.CreateTokenRequest) (*
 	return out, c.call(ctx, http.MethodPost, "/v1/tokens", req, out)
 }
 
+// Whoami returns whose the client's token is and what it allows.
+func (c *Client) Whoami(ctx context.Context) (*api.Whoami, error) {
+	out := &api.Whoami{}
+	return out, c.call(ctx, http.MethodGet, "/v1/whoami", nil, out)
+}
+
 // ListTokens returns the tokens of an organisation; "" means the caller's own.
 func (c *Client) ListTokens(ctx context.Context, org string) ([]kiln.Token, error) {
 	var out []kiln.Token

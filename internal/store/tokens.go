@@ -19,12 +19,16 @@ func hashToken(secret string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// CreateToken stores a token and returns its secret, which cannot be had again.
+// CreateToken stores a token and returns its secret, which cannot be had again. It takes the
+// name of one that has expired.
 func (s *Store) CreateToken(ctx context.Context, t kiln.Token) (secret string, err error) {
 	var b [32]byte
 	_, _ = rand.Read(b[:]) // never fails: crypto/rand.Read aborts the program instead
 	secret = kiln.TokenPrefix + base64.RawURLEncoding.EncodeToString(b[:])
 	err = s.write(ctx, func(ctx context.Context, tx *txn) error {
+		if _, err := exec(ctx, tx, `DELETE FROM tokens WHERE org_id = ? AND name = ? AND expires_at <> 0 AND expires_at <= ?`, t.OrgID, t.Name, nanos(time.Now())); err != nil {
+			return fmt.Errorf("token %q: %w", t.Name, err)
+		}
 		var taken int
 		if err := tx.QueryRowContext(ctx, `SELECT COUNT(*) FROM tokens WHERE org_id = ? AND name = ?`, t.OrgID, t.Name).Scan(&taken); err != nil {
 			return fmt.Errorf("token %q: %w", t.Name, err)
@@ -53,15 +57,14 @@ func (s *Store) CreateToken(ctx context.Context, t kiln.Token) (secret string, e
 // much of a wrong secret is right.
 func (s *Store) Authenticate(ctx context.Context, secret string) (kiln.Principal, error) {
 	var p kiln.Principal
-	var expires time.Time
 	err := s.readers.QueryRowContext(ctx, `SELECT id, org_id, name, scopes_json, expires_at FROM tokens WHERE hash = ?`, hashToken(secret)).
-		Scan(&p.TokenID, &p.OrgID, &p.TokenName, jsonColumn{&p.Scopes}, timeColumn{&expires})
+		Scan(&p.TokenID, &p.OrgID, &p.TokenName, jsonColumn{&p.Scopes}, timeColumn{&p.ExpiresAt})
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return kiln.Principal{}, kiln.Errorf(kiln.CodeUnauthorized, "unknown token")
 	case err != nil:
 		return kiln.Principal{}, fmt.Errorf("token: %w", explain(err))
-	case !expires.IsZero() && !time.Now().Before(expires):
+	case !p.ExpiresAt.IsZero() && !time.Now().Before(p.ExpiresAt):
 		return kiln.Principal{}, kiln.Errorf(kiln.CodeUnauthorized, "token has expired")
 	}
 	return p, nil

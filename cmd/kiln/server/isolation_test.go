@@ -228,7 +228,7 @@ func TestOthersThingsDoNotExist(t *testing.T) {
 	// operator's routes are refused to all others alike.
 	elsewhere := map[string]int{
 		"healthz": 200, "readyz": 200, "listTemplates": 200, "listBuilds": 200, "listSandboxes": 200, "listTokens": 200, "listAudit": 200, "listOrgs": 200,
-		"sandboxUsage": 200, "listWarmSlots": 200,
+		"sandboxUsage": 200, "whoami": 200, "listWarmSlots": 200,
 		"createOrg": 403, "deleteOrg": 403, "collectGarbage": 403,
 		"buildTemplate": 400, // a form, whose template would be one's own
 	}
@@ -358,6 +358,25 @@ func TestEveryChangeIsRecorded(t *testing.T) {
 			e.Address != "127.0.0.1" || e.Time.Before(before) || e.OrgID != "org_ours" {
 			t.Errorf("event %+v, want %s of %s", e, c.action, c.path)
 		}
+	}
+}
+
+func TestNewTokens(t *testing.T) {
+	w := newTenants(t)
+	for body, want := range map[string]int{
+		`{"name":"ten-years","scopes":["admin"],"ttl_seconds":315360000}`:  201,
+		`{"name":"longer","scopes":["admin"],"ttl_seconds":315360001}`:     400,
+		`{"name":"overflow","scopes":["admin"],"ttl_seconds":10000000000}`: 400,
+		`{"name":"tok_x","scopes":["admin"]}`:                              400,
+	} {
+		if status, answer := w.do(t, "org_ours", "POST", "/v1/tokens", body, nil); status != want {
+			t.Errorf("%s: %d %s, want %d", body, status, answer, want)
+		}
+	}
+	w.token(t, "reader", "org_ours", kiln.ScopeSandboxesRead)
+	want := `"org_id":"org_ours","org":"ours","token_id":"tok_reader","token_name":"reader","scopes":["sandboxes:read"]`
+	if status, body := w.do(t, "reader", "GET", "/v1/whoami", "", nil); status != 200 || !strings.Contains(body, want) {
+		t.Errorf("whoami: %d %s", status, body)
 	}
 }
 

@@ -35,7 +35,7 @@ func ensureToken(ctx context.Context, st *store.Store, path string) error {
 		return err
 	}
 	fresh, err := st.CreateToken(ctx, kiln.Token{
-		ID: kiln.NewID("tok_"), OrgID: kiln.LocalOrgID, Name: localTokenName, Scopes: []kiln.Scope{kiln.ScopeAdmin}, CreatedAt: time.Now().UTC(),
+		ID: kiln.NewID(kiln.TokenIDPrefix), OrgID: kiln.LocalOrgID, Name: localTokenName, Scopes: []kiln.Scope{kiln.ScopeAdmin}, CreatedAt: time.Now().UTC(),
 	})
 	if err != nil {
 		return err

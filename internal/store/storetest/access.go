@@ -64,7 +64,7 @@ func testTokens(t *testing.T, f fixture) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := kiln.Principal{OrgID: o.ID, TokenID: "tok_1", TokenName: "ci", Scopes: tok.Scopes}
+	want := kiln.Principal{OrgID: o.ID, TokenID: "tok_1", TokenName: "ci", Scopes: tok.Scopes, ExpiresAt: tok.ExpiresAt}
 	if got, err := f.Authenticate(f.ctx, secret); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, %v", got, err)
 	}
@@ -83,6 +83,13 @@ func testTokens(t *testing.T, f fixture) {
 	list, err := f.Tokens(f.ctx, o.ID)
 	if err != nil || len(list) != 2 || !reflect.DeepEqual(list[0], tok) {
 		t.Errorf("list %+v, %v", list, err)
+	}
+	old := kiln.Token{ID: "tok_3", OrgID: o.ID, Name: "old", CreatedAt: at(2)}
+	if _, err := f.CreateToken(f.ctx, old); err != nil {
+		t.Errorf("the name of an expired token: %v", err)
+	}
+	if list, err := f.Tokens(f.ctx, o.ID); err != nil || len(list) != 2 || list[1].ID != "tok_3" {
+		t.Errorf("after the name was given again: %+v, %v", list, err)
 	}
 	other := f.org(t, "b")
 	if list, err := f.Tokens(f.ctx, other.ID); err != nil || len(list) != 0 {
