@@ -77,7 +77,7 @@ func templateRows(list []api.Template, wide bool) [][]string {
 	for _, t := range list {
 		row := []string{t.Name, string(t.Status), strconv.Itoa(shownVersion(t)), yesNo(t.BuiltIn)}
 		if wide {
-			row = append(row, t.ID, fmt.Sprintf("%d %s", t.Latest.Version, t.Latest.Status), orDash(t.DefaultSize), orDash(t.Base),
+			row = append(row, t.ID, fmt.Sprintf("%d %s", t.Latest.Version, t.Latest.Status.Version()), orDash(t.DefaultSize), orDash(t.Base),
 				t.UpdatedAt.Local().Format(time.DateTime), orDash(strings.Join(t.Tags, ",")))
 		}
 		rows = append(rows, append(row, t.Description))

@@ -29,6 +29,20 @@ const (
 // Ended reports whether the build never changes again.
 func (s BuildStatus) Ended() bool { return s == BuildDone || s == BuildFailed }
 
+// Version returns what Kiln itself calls a version with such a build.
+func (s BuildStatus) Version() kiln.VersionStatus {
+	switch s {
+	case BuildQueued:
+		return kiln.VersionPending
+	case BuildDone:
+		return kiln.VersionReady
+	case BuildFailed:
+		return kiln.VersionFailed
+	case BuildRunning, BuildBaking:
+	}
+	return kiln.VersionBuilding
+}
+
 // Build is one version of a template while and after it is built.
 type Build struct {
 	ID         string             `json:"id"`
