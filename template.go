@@ -58,6 +58,8 @@ type Template struct {
 	Quota Quota `json:"quota,omitzero"`
 	// Latest is the newest version, whatever became of it. nil only inside the store.
 	Latest *Version `json:"latest,omitempty"`
+	// Serving is the version that Current names, nil before the first success.
+	Serving *Version `json:"-"`
 }
 
 // Status derives a template's status: ready while it has a ready version, else that of

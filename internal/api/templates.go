@@ -146,6 +146,9 @@ func templateOf(sizes kiln.SizeTable, t *kiln.Template) Template {
 	v := t.Latest
 	out.Latest = buildOf(sizes, t, v)
 	out.BuildError = v.BuildError
+	if t.Serving != nil {
+		v = t.Serving // what sandboxes get, not what is being built or failed
+	}
 	out.describe(sizes, v)
 	return out
 }
@@ -157,6 +160,7 @@ func (t *Template) describe(sizes kiln.SizeTable, v *kiln.Version) {
 	if size, err := sizes.ByName(t.DefaultSize); err == nil {
 		t.CPU, t.MemoryMB = size.VCPUs, size.MemoryMiB
 	}
+	t.Base = ""
 	if len(v.BaseImages) > 0 {
 		t.Base = v.BaseImages[0].Name
 	}
@@ -236,15 +240,9 @@ func (s *Server) getTemplate(ctx context.Context, in *TemplateName) (*templateOu
 	if err != nil {
 		return nil, err
 	}
-	shown := t.Current // what sandboxes get, not what is being built
 	if ref.Pin() != "" {
-		shown = versions[0].Number
-		out.Body.Pinned = shown
-	}
-	for _, v := range versions {
-		if v.Number == shown {
-			out.Body.describe(s.opts.Sizes, v)
-		}
+		out.Body.Pinned = versions[0].Number
+		out.Body.describe(s.opts.Sizes, versions[0])
 	}
 	return out, nil
 }

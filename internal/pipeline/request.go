@@ -223,7 +223,7 @@ func (s *Service) Rebuild(ctx context.Context, orgID string, req Rebuild) (*Resu
 // nextVersion queues v as the next version of t unless it would equal the promoted one.
 func (s *Service) nextVersion(ctx context.Context, t *kiln.Template, v *kiln.Version, src kiln.Source, deferred bool) (*Result, error) {
 	v.TemplateID, src.OrgID = t.ID, t.OrgID
-	s.keepBase(ctx, t, v, &src)
+	keepBase(t, v, &src)
 	if current := s.unchanged(ctx, t, v, src); current != nil {
 		noCache, pull := current.Options.NoCache, current.Options.Pull // it was built with these
 		current.Options = v.Options
@@ -250,14 +250,12 @@ func (s *Service) asked(ctx context.Context, t *kiln.Template) (*kiln.Version, e
 
 // keepBase lets v start from the base that was chosen for the promoted version, unless the
 // request asks for newer bases or names others.
-func (s *Service) keepBase(ctx context.Context, t *kiln.Template, v *kiln.Version, src *kiln.Source) {
+func keepBase(t *kiln.Template, v *kiln.Version, src *kiln.Source) {
 	v.Options.KeptBase = ""
-	if !v.Options.Pull && t.Current > 0 && len(v.Options.Base) > 0 {
-		if current, err := s.opts.Store.Version(ctx, t.ID, t.Current); err == nil {
-			for _, b := range current.BaseImages {
-				if b.Chosen {
-					v.Options.KeptBase = b.Name
-				}
+	if !v.Options.Pull && t.Serving != nil && len(v.Options.Base) > 0 {
+		for _, b := range t.Serving.BaseImages {
+			if b.Chosen {
+				v.Options.KeptBase = b.Name
 			}
 		}
 	}
@@ -291,11 +289,8 @@ func (s *Service) enqueue(ctx context.Context, v *kiln.Version, deferred bool, i
 // if not or if that cannot be told quickly. It looks only at keys, files at hand and, with
 // Pull, the registries.
 func (s *Service) unchanged(ctx context.Context, t *kiln.Template, v *kiln.Version, src kiln.Source) *kiln.Version {
-	if v.Options.NoCache || t.Current == 0 {
-		return nil
-	}
-	current, err := s.opts.Store.Version(ctx, t.ID, t.Current)
-	if err != nil || current.SourceDigest != v.SourceDigest || !reflect.DeepEqual(normal(current.Metadata), normal(v.Metadata)) {
+	current := t.Serving
+	if v.Options.NoCache || current == nil || current.SourceDigest != v.SourceDigest || !reflect.DeepEqual(normal(current.Metadata), normal(v.Metadata)) {
 		return nil
 	}
 	k, _, err := s.inputs(ctx, v, src)

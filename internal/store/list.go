@@ -67,7 +67,7 @@ func (s *Store) ListTemplates(ctx context.Context, orgID string, f Filter, after
 	if err != nil {
 		return nil, nil, fmt.Errorf("list templates: %w", err)
 	}
-	list, err := collect(rows, scanTemplateAndLatest)
+	list, err := collect(rows, scanTemplateAndVersions)
 	if err != nil {
 		return nil, nil, fmt.Errorf("list templates: %w", err)
 	}

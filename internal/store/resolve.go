@@ -45,6 +45,9 @@ func (s *Store) Pinned(ctx context.Context, t *kiln.Template, ref kiln.TemplateR
 			return nil, err
 		}
 	}
+	if t.Serving != nil && number == t.Current {
+		return t.Serving, nil
+	}
 	v, err := s.Version(ctx, t.ID, number)
 	if kiln.CodeOf(err) == kiln.CodeNotFound {
 		return nil, kiln.Errorf(kiln.CodeNotFound, "template %q has no version %d", t.Name, number)

@@ -25,17 +25,22 @@ func scanTemplate(row scanner, t *kiln.Template, more ...any) error {
 	return nil
 }
 
-// selectTemplate loads templates with their newest version.
-const selectTemplate = `SELECT ` + templateColumns + `, ` + versionColumns + `
-	FROM templates t JOIN versions v ON v.template_id = t.id AND v.number = t.latest `
+// selectTemplate loads templates with their newest version and the current one, which is the
+// newest once more where there is none.
+var selectTemplate = `SELECT ` + templateColumns + `, ` + versionColumns + `, ` + strings.ReplaceAll(versionColumns, "v.", "c.") + `
+	FROM templates t JOIN versions v ON v.template_id = t.id AND v.number = t.latest
+	JOIN versions c ON c.template_id = t.id AND c.number = CASE t.current WHEN 0 THEN t.latest ELSE t.current END `
 
-func scanTemplateAndLatest(row scanner) (*kiln.Template, error) {
+func scanTemplateAndVersions(row scanner) (*kiln.Template, error) {
 	var t kiln.Template
-	var v kiln.Version
-	if err := scanTemplate(row, &t, versionFields(&v)...); err != nil {
+	var latest, current kiln.Version
+	if err := scanTemplate(row, &t, append(versionFields(&latest), versionFields(&current)...)...); err != nil {
 		return nil, err
 	}
-	t.Latest = &v
+	t.Latest = &latest
+	if t.Current > 0 {
+		t.Serving = &current
+	}
 	return &t, nil
 }
 
@@ -46,7 +51,7 @@ func templateNotFound(ref string) *kiln.Error {
 // findTemplate returns the first template that is not deleted and matches. The first of
 // args is what an error calls it.
 func findTemplate(ctx context.Context, q querier, where string, args ...any) (*kiln.Template, error) {
-	t, err := scanTemplateAndLatest(q.QueryRowContext(ctx, selectTemplate+`WHERE t.deleted_at = 0 AND `+where, args...))
+	t, err := scanTemplateAndVersions(q.QueryRowContext(ctx, selectTemplate+`WHERE t.deleted_at = 0 AND `+where, args...))
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, templateNotFound(fmt.Sprint(args[0]))
 	}

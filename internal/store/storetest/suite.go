@@ -51,6 +51,7 @@ func Run(t *testing.T, open func(t *testing.T) *store.Store) {
 		"Tags":                 testTags,
 		"Rollback":             testRollback,
 		"AskAgain":             testAskAgain,
+		"Serving":              testServing,
 		"Collectable":          testCollectable,
 		"Filters":              testFilters,
 		"Warm targets":         testWarmTargets,

@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"reflect"
 	"slices"
 	"testing"
 
@@ -184,6 +185,60 @@ func testAskAgain(t *testing.T, f fixture) {
 		t.Fatal(err)
 	}
 	ask(early, "deleted", false)
+}
+
+// testServing looks at a template as it is found and listed: with its newest version and with
+// the one that sandboxes get.
+func testServing(t *testing.T, f fixture) {
+	tmpl, _ := f.create(t, org, "a")
+	check := func(what string, latest, serving int) {
+		t.Helper()
+		found, err := f.FindTemplate(f.ctx, org, "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, _, err := f.ListTemplates(f.ctx, org, store.Filter{}, nil, 10)
+		if err != nil || len(list) != 1 {
+			t.Fatal(list, err)
+		}
+		for _, got := range append(list, found) {
+			newest, err := f.Version(f.ctx, tmpl.ID, latest)
+			if err != nil || !reflect.DeepEqual(got.Latest, newest) {
+				t.Errorf("%s: latest %+v, %v", what, got.Latest, err)
+			}
+			if serving == 0 {
+				if got.Serving != nil {
+					t.Errorf("%s: serving %+v", what, got.Serving)
+				}
+				continue
+			}
+			current, err := f.Version(f.ctx, tmpl.ID, serving)
+			if err != nil || !reflect.DeepEqual(got.Serving, current) {
+				t.Errorf("%s: serving %+v, %v", what, got.Serving, err)
+			}
+		}
+	}
+	promote := func(v *kiln.Version, size string) {
+		t.Helper()
+		v.Rootfs, v.BaseImages = kiln.Blob{Digest: kiln.DigestOf([]byte(size)), Size: 7}, []kiln.BaseImage{{Name: size}}
+		f.promote(t, v)
+	}
+	check("nothing is ready", 1, 0)
+	v2 := f.next(t, tmpl.ID)
+	promote(v2, "x")
+	check("one is ready", 2, 2)
+	v3 := f.next(t, tmpl.ID)
+	check("a rebuild is under way", 3, 2)
+	if err := f.FailBuild(f.ctx, v3.BuildID, &kiln.BuildError{Message: "no"}); err != nil {
+		t.Fatal(err)
+	}
+	check("the rebuild failed", 3, 2)
+	promote(f.next(t, tmpl.ID), "y")
+	check("the next one did not", 4, 4)
+	if _, _, err := f.Rollback(f.ctx, org, "a", 2); err != nil {
+		t.Fatal(err)
+	}
+	check("rolled back", 4, 2)
 }
 
 // testCollectable has fewer ready versions than are kept: those that failed go all the same.
