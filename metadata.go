@@ -52,5 +52,8 @@ const BaseArg = "BASE"
 // InitSystemd is the value of [Metadata.Init] for templates that boot their own systemd.
 const InitSystemd = "systemd"
 
+// MaxDiskMB is the largest scratch disk in MiB: 1 TiB.
+const MaxDiskMB = 1 << 20
+
 // DefaultDiskMB is the size of a scratch disk in MiB when the template names none.
 const DefaultDiskMB = 1024

@@ -132,6 +132,8 @@ func CheckTemplateName(name string) error {
 		return Errorf(CodeInvalid, "template name %.20q… is longer than %d characters", name, MaxTemplateName)
 	case strings.HasPrefix(name, TemplateIDPrefix):
 		return Errorf(CodeInvalid, "template name %q begins like a template ID (%q)", name, TemplateIDPrefix)
+	case name == "build" || name == "builds" || name == "capture": // routes of the API
+		return Errorf(CodeInvalid, "template name %q is reserved", name)
 	case !templateName.MatchString(name):
 		return Errorf(CodeInvalid, "template name %q is not allowed", name).
 			WithHint("use lower-case letters, digits, '-', '_' and '.', beginning and ending with a letter or digit")

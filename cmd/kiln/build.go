@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,14 +24,66 @@ import (
 
 // buildFlags are the flags that create and build share.
 type buildFlags struct {
-	dockerfile, context, target, description string
-	startCmd, readyCmd, size                 string
-	diskMB                                   int
-	buildArgs, env, secrets                  []string
-	noCache, pull                            bool
-	from                                     sourceFlags
-	egress                                   egressFlags
-	limits                                   limitFlags
+	dockerfile, context, target string
+	buildArgs, env, secrets     []string
+	noCache, pull               bool
+	metadata                    kiln.Metadata
+	from                        sourceFlags
+	egress                      egressFlags
+	limits                      limitFlags
+}
+
+// textFlag is a flag that says one text of the metadata.
+type textFlag struct {
+	name  string
+	dst   *string
+	usage string
+}
+
+func (f *buildFlags) texts() []textFlag {
+	m := &f.metadata
+	return []textFlag{
+		{"description", &m.Description, "what the template is, for people"},
+		{"author", &m.Author, "who made it"},
+		{"icon", &m.Icon, "word or address of a picture"},
+		{"start-cmd", &m.StartCmd, "command that is started before the snapshot and keeps running"},
+		{"ready-cmd", &m.ReadyCmd, "command that must succeed before the snapshot is taken"},
+		{"post-restore", &m.PostRestore, "command that runs in every sandbox before it is handed out"},
+		{"smoke", &m.Smoke, "command of 'kiln templates smoke'"},
+		{"size", &m.DefaultSize, "default VM size of its sandboxes"},
+		{"min-size", &m.MinSize, "smallest VM size of its sandboxes"},
+		{"init", &m.Init, "systemd boots the image's own"},
+	}
+}
+
+// checkGiven refuses a flag that takes nothing away although it looks so: what the metadata
+// file says holds until a flag says something else.
+func (f *buildFlags) checkGiven(flags *pflag.FlagSet) error {
+	refuse := func(name, value string) error {
+		if !flags.Changed(name) {
+			return nil
+		}
+		return usageError{kiln.Errorf(kiln.CodeInvalid, "--%s %s says nothing", name, value).
+			WithHint("leave it out; a flag cannot take away what kiln-template.toml says")}
+	}
+	for _, t := range f.texts() {
+		if *t.dst == "" {
+			if err := refuse(t.name, `""`); err != nil {
+				return err
+			}
+		}
+	}
+	for name, value := range map[string]int{
+		"disk-size-mb": f.metadata.DiskMB, "bandwidth-mbps": f.limits.BandwidthMBps, "ops-per-sec": f.limits.OpsPerSec,
+		"burst-mbps": f.limits.BurstMBps, "burst-ops": f.limits.BurstOps,
+	} {
+		if value < 1 {
+			if err := refuse(name, strconv.Itoa(value)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (f *buildFlags) add(cmd *cobra.Command) {
@@ -39,11 +93,11 @@ func (f *buildFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.target, "target", "", "stage of the Dockerfile to build")
 	flags.StringArrayVar(&f.buildArgs, "build-arg", nil, "NAME=VALUE of an ARG, or NAME for the environment's value (repeatable)")
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "NAME=VALUE for every command in its sandboxes (repeatable)")
-	flags.StringVar(&f.description, "description", "", "what the template is, for people")
-	flags.StringVar(&f.startCmd, "start-cmd", "", "command that is started before the snapshot and keeps running")
-	flags.StringVar(&f.readyCmd, "ready-cmd", "", "command that must succeed before the snapshot is taken")
-	flags.IntVar(&f.diskMB, "disk-size-mb", 0, fmt.Sprintf("writable disk of its sandboxes in MiB (default %d)", kiln.DefaultDiskMB))
-	flags.StringVar(&f.size, "size", "", "default VM size of its sandboxes")
+	for _, t := range f.texts() {
+		flags.StringVar(t.dst, t.name, "", t.usage)
+	}
+	flags.StringArrayVar(&f.metadata.Tags, "tag", nil, "word that it can be found by (repeatable)")
+	flags.IntVar(&f.metadata.DiskMB, "disk-size-mb", 0, fmt.Sprintf("writable disk of its sandboxes in MiB (default %d)", kiln.DefaultDiskMB))
 	f.from.add(flags)
 	f.egress.add(cmd, "egress-")
 	f.limits.add(flags)
@@ -72,6 +126,9 @@ The Dockerfile's folder is the build context if the Dockerfile copies files from
 kiln-template.toml lies beside it; .dockerignore is honoured. --context names another.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.checkGiven(cmd.Flags()); err != nil {
+				return err
+			}
 			remote, err := f.from.remote(f.context != "")
 			if err != nil {
 				return err
@@ -97,11 +154,13 @@ func (a *app) templatesBuild() *cobra.Command {
 	var builtIn string
 	var detach bool
 	cmd := &cobra.Command{
-		Use:   "build NAME DIR | NAME --repo URL | NAME --image IMAGE | --builtin NAME",
+		Use:   "build [NAME] DIR | NAME --repo URL | NAME --image IMAGE | --builtin NAME",
 		Short: "Build a template from a folder with a Dockerfile, a git repository or an image, and wait",
 		Long: `Build a template from a folder with a Dockerfile, a git repository or an existing image,
 show the build and wait for its end. If the template exists, its next version is built;
 until that is ready the old one serves. Interrupting the command cancels the build.
+
+Without NAME the one in DIR's kiln-template.toml counts.
 
 --builtin builds a built-in template now rather than on its first use. The server's operator
 builds it again with --no-cache or --pull.`,
@@ -116,7 +175,13 @@ builds it again with --no-cache or --pull.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if builtIn != "" {
+				if err := onlyBuiltIn(cmd.LocalNonPersistentFlags(), builtIn); err != nil {
+					return err
+				}
 				return a.buildBuiltIn(cmd.Context(), builtIn, api.BuiltInRequest{NoCache: f.noCache, Pull: f.pull}, !detach)
+			}
+			if err := f.checkGiven(cmd.Flags()); err != nil {
+				return err
 			}
 			remote, err := f.from.remote(len(args) == 2)
 			if err != nil {
@@ -124,6 +189,9 @@ builds it again with --no-cache or --pull.`,
 			}
 			var in source.Input
 			if !remote {
+				if len(args) == 1 && isLocalFolder(args[0]) {
+					args = []string{"", args[0]} // the metadata file has the name
+				}
 				if len(args) < 2 {
 					return usageError{kiln.Errorf(kiln.CodeInvalid, "no source given").WithHint("name a folder with a Dockerfile, or use --repo or --image")}
 				}
@@ -144,6 +212,22 @@ builds it again with --no-cache or --pull.`,
 	cmd.Flags().StringVar(&builtIn, "builtin", "", "name of a built-in template")
 	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "return at once")
 	return cmd
+}
+
+func isLocalFolder(name string) bool {
+	info, err := os.Stat(name)
+	return err == nil && info.IsDir()
+}
+
+// onlyBuiltIn refuses flags that say how to build another source.
+func onlyBuiltIn(flags *pflag.FlagSet, name string) error {
+	var err error
+	flags.VisitAll(func(f *pflag.Flag) {
+		if f.Changed && !slices.Contains([]string{"builtin", "detach", "progress", "no-cache", "pull"}, f.Name) {
+			err = usageError{kiln.Errorf(kiln.CodeInvalid, "--builtin %s takes no --%s: its recipe is Kiln's own", name, f.Name)}
+		}
+	})
+	return err
 }
 
 // input is the Dockerfile that the flags name.
@@ -280,12 +364,10 @@ func packContext(ctx context.Context, in source.Input, req *client.CreateTemplat
 // request translates the flags.
 func (f *buildFlags) request(a *app) (*client.CreateTemplate, error) {
 	req := &client.CreateTemplate{
-		Options: api.BuildOptions{Target: f.target, NoCache: f.noCache, Pull: f.pull},
-		Metadata: kiln.Metadata{
-			Description: f.description, StartCmd: f.startCmd, ReadyCmd: f.readyCmd, DefaultSize: f.size, DiskMB: f.diskMB,
-			Limits: f.limits.DiskLimits,
-		},
+		Options:  api.BuildOptions{Target: f.target, NoCache: f.noCache, Pull: f.pull},
+		Metadata: f.metadata,
 	}
+	req.Metadata.Limits = f.limits.DiskLimits
 	var err error
 	if req.Options.Args, err = pairs("--build-arg", f.buildArgs, a.lookupEnv); err != nil {
 		return nil, err
@@ -296,8 +378,11 @@ func (f *buildFlags) request(a *app) (*client.CreateTemplate, error) {
 	if req.Options.Secrets, err = a.readSecrets(f.secrets); err != nil {
 		return nil, err
 	}
-	if f.size != "" {
-		if _, err := kiln.SizeByName(f.size); err != nil {
+	for _, size := range []string{f.metadata.DefaultSize, f.metadata.MinSize} {
+		if size == "" {
+			continue
+		}
+		if _, err := kiln.SizeByName(size); err != nil {
 			return nil, err
 		}
 	}
@@ -308,13 +393,7 @@ func (f *buildFlags) request(a *app) (*client.CreateTemplate, error) {
 	if egress != nil {
 		req.Metadata.Egress = egress.Policy()
 	}
-	if err := f.from.fill(a, f.dockerfile, req); err != nil {
-		return nil, err
-	}
-	if f.diskMB < 0 {
-		return nil, usageError{kiln.Errorf(kiln.CodeInvalid, "--disk-size-mb %d is negative", f.diskMB)}
-	}
-	return req, nil
+	return req, f.from.fill(a, f.dockerfile, req)
 }
 
 // pairs parses NAME=VALUE flags. With lookup a bare NAME takes its value from there, and

@@ -117,12 +117,25 @@ func TestStageTable(t *testing.T) {
 }
 
 func TestOneSourceOnly(t *testing.T) {
-	env := map[string]string{"KILN_SERVER": "http://127.0.0.1:1"}
+	env := map[string]string{"KILN_SERVER": "http://127.0.0.1:1", "SECRET": "x"}
 	for _, c := range []struct {
 		args []string
 		want string
 	}{
 		{[]string{"build", "x"}, "no source given"},
+		{[]string{"build", "x", "dir", "--git-ssh-key", "f"}, "belong to --repo"},
+		{[]string{"build", "x", "--repo", "https://example.org/a", "--dockerfile", "-"}, "cannot be read from standard input"},
+		{[]string{"build", "x", "--image", "a", "--build-arg", "A=1"}, "--image has none"},
+		{[]string{"build", "x", "--image", "a", "--target", "t"}, "--image has none"},
+		{[]string{"create", "x", "--image", "a", "--secret", "id=s,env=SECRET"}, "--image has none"},
+		{[]string{"build", "--builtin", "go", "--env", "A=1"}, "takes no --env"},
+		{[]string{"build", "--builtin", "go", "--image", "a"}, "takes no --image"},
+		{[]string{"build", "x", "dir", "--description", ""}, `--description "" says nothing`},
+		{[]string{"build", "x", "dir", "--size", ""}, `--size "" says nothing`},
+		{[]string{"create", "x", "--start-cmd", ""}, `--start-cmd "" says nothing`},
+		{[]string{"create", "x", "--disk-size-mb", "0"}, "--disk-size-mb 0 says nothing"},
+		{[]string{"create", "x", "--ops-per-sec", "-5"}, "--ops-per-sec -5 says nothing"},
+		{[]string{"build", "x", "dir", "--min-size", "huge"}, "unknown size"},
 		{[]string{"build", "x", "dir", "--repo", "https://example.org/a"}, "more than one source"},
 		{[]string{"build", "x", "--image", "a", "--repo", "https://example.org/a"}, "more than one source"},
 		{[]string{"create", "x", "--context", "dir", "--image", "a"}, "more than one source"},

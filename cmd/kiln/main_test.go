@@ -48,7 +48,7 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"bake"}, 2, `unknown command "kiln bake"`},
 		{[]string{"sandbox", "bake"}, 2, `unknown command "kiln sandbox bake"`},
 		{[]string{"sandbox"}, 0, "Available Commands:"},
-		{[]string{"templates", "build"}, 2, "usage: kiln templates build NAME DIR"},
+		{[]string{"templates", "build"}, 2, "usage: kiln templates build [NAME] DIR"},
 		{[]string{"templates", "list", "--nonsense"}, 2, "unknown flag: --nonsense"},
 		{[]string{"templates", "list"}, 6, "no server is running"},
 		{[]string{"templates", "create", "x"}, 2, "no Dockerfile given"},

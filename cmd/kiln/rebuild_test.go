@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -47,6 +48,25 @@ func (r *rebuilt) Rebuild(context.Context, string, api.NewVersion) (api.Queued, 
 	r.old = true
 	t, v := r.result()
 	return api.Queued{Template: t, Version: v, Unchanged: true, Warnings: []string{"as it was"}}, nil
+}
+
+// Without a name the one in the metadata file counts, and flags say what that file may say.
+func TestBuildOfAFolderAlone(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"Dockerfile": "FROM a\n", "kiln-template.toml": "name = \"a\"\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	templates := &rebuilt{}
+	server := httptest.NewServer(api.New(api.Options{Version: "1", Auth: anybody{}, SpoolDir: t.TempDir(), Templates: templates}).Handler())
+	defer server.Close()
+	r := runKiln(map[string]string{"KILN_SERVER": server.URL, "KILN_TOKEN": "x"}, "templates", "build", dir,
+		"--author", "me", "--icon", "i", "--tag", "b", "--tag", "c", "--min-size", "shared-cpu-2x", "--init", "systemd", "--post-restore", "p", "--smoke", "s")
+	want := kiln.Metadata{Author: "me", Icon: "i", Tags: []string{"b", "c"}, MinSize: "shared-cpu-2x", Init: "systemd", PostRestore: "p", Smoke: "s"}
+	if req := templates.request; r.code != 0 || req.Name != "" || !req.Replace || !reflect.DeepEqual(req.Metadata, want) {
+		t.Errorf("exit code %d, request %+v\n%s", r.code, req, r.stderr)
+	}
 }
 
 func TestRebuildTakesANewContext(t *testing.T) {

@@ -38,6 +38,8 @@ func (f *sourceFlags) remote(local bool) (bool, error) {
 		return false, usageError{kiln.Errorf(kiln.CodeInvalid, "more than one source is given").WithHint("use one of a folder, --repo and --image")}
 	case f.repo == "" && (f.ref != "" || f.dir != ""):
 		return false, usageError{kiln.Errorf(kiln.CodeInvalid, "--ref and --dir belong to --repo")}
+	case f.repo == "" && f.access != (gitAccess{}):
+		return false, usageError{kiln.Errorf(kiln.CodeInvalid, "--git-token-file, --git-ssh-key and --git-known-hosts belong to --repo")}
 	}
 	return f.repo != "" || f.image != "", nil
 }
@@ -48,10 +50,16 @@ func (f *sourceFlags) fill(a *app, dockerfile string, req *client.CreateTemplate
 		if dockerfile != "" {
 			return usageError{kiln.Errorf(kiln.CodeInvalid, "--image needs no Dockerfile").WithHint("leave --dockerfile out, or begin it with FROM %s", f.image)}
 		}
+		if o := req.Options; o.Target != "" || len(o.Args) > 0 || len(o.Secrets) > 0 {
+			return usageError{kiln.Errorf(kiln.CodeInvalid, "--target, --build-arg and --secret are for a Dockerfile; --image has none")}
+		}
 		req.Image = f.image
 	}
 	if f.repo == "" {
 		return nil
+	}
+	if dockerfile == "-" {
+		return usageError{kiln.Errorf(kiln.CodeInvalid, "the Dockerfile of --repo is one of its files and cannot be read from standard input")}
 	}
 	req.Git = &kiln.GitSource{URL: f.repo, Ref: f.ref, Dir: f.dir}
 	req.Options.Dockerfile = dockerfile // a path inside the repository's folder

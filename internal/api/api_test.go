@@ -149,11 +149,11 @@ func TestBuildForms(t *testing.T) {
 		check func(t *testing.T, req NewTemplate)
 	}{
 		"PandaStack, Dockerfile and files": {
-			parts: []part{{name: "name", body: "hello"}, {name: "dockerfile", body: dockerfile}, {name: "size_mb", body: "2048"}, {name: "cpu", body: "2"}, {name: "memory_mb", body: "1500"},
+			parts: []part{{name: "name", body: "hello"}, {name: "dockerfile", body: dockerfile}, {name: "size_mb", body: "1048576"}, {name: "cpu", body: "2"}, {name: "memory_mb", body: "1500"},
 				{name: "src/main.py", filename: "main.py", contentType: "application/octet-stream", body: "print(1)"}},
 			want: map[string]string{"Dockerfile": dockerfile, "src/main.py": "print(1)"},
 			check: func(t *testing.T, req NewTemplate) {
-				if req.Metadata.DiskMB != 2048 || req.Metadata.DefaultSize != "shared-cpu-4x" {
+				if req.Metadata.DiskMB != kiln.MaxDiskMB || req.Metadata.DefaultSize != "shared-cpu-4x" {
 					t.Errorf("metadata %+v", req.Metadata)
 				}
 			},
@@ -242,6 +242,12 @@ func TestBadBuildForms(t *testing.T) {
 		"git and Dockerfile": {[]part{named, ok, {name: "git", body: `{"url":"https://example.org/x"}`}}, 400, "other sources"},
 		"git with a commit":  {[]part{named, {name: "git", body: `{"url":"https://example.org/x","commit":"1"}`}}, 400, "put it into ref"},
 		"git not JSON":       {[]part{named, {name: "git", body: "https://example.org/x"}}, 400, "form field git"},
+		"image and files":    {[]part{named, {name: "image_ref", body: "a"}, {name: "x", filename: "x", body: "x"}}, 400, "nothing would copy"},
+		"image and a target": {[]part{named, {name: "image_ref", body: "a"}, {name: "options", body: `{"target":"t"}`}}, 400, "an image_ref has none"},
+		"two Dockerfiles":    {[]part{named, ok, {name: "options", body: `{"dockerfile":"prod"}`}}, 400, "options name another"},
+		"credentials alone":  {[]part{named, ok, {name: "git_credentials", body: `{"token":"t"}`}}, 400, "no git repository"},
+		"more than one JSON": {[]part{named, ok, {name: "options", body: `{"target":"t"}{}`}}, 400, "more than one JSON value"},
+		"disk too large":     {[]part{named, ok, {name: "size_mb", body: "1048577"}}, 400, "size_mb"},
 		"cpu":                {[]part{named, ok, {name: "cpu", body: "many"}}, 400, "cpu"},
 		"no such size":       {[]part{named, ok, {name: "memory_mb", body: "60000"}}, 400, "no size"},
 		"context too large":  {[]part{named, {name: "context", contentType: "application/x-tar", body: strings.Repeat("x", 3<<20)}}, 413, "larger than 1 MiB"},

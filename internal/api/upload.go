@@ -265,7 +265,16 @@ func (f *buildForm) request(exists bool) (NewTemplate, *os.File, error) {
 	if f.fields["git"] != "" {
 		return req, nil, f.git(&req)
 	}
+	if f.fields["git_credentials"] != "" {
+		return req, nil, kiln.Errorf(kiln.CodeInvalid, "the form has git_credentials but no git repository")
+	}
+	if _, text := f.fields["dockerfile"]; text && req.Options.Dockerfile != "" {
+		return req, nil, kiln.Errorf(kiln.CodeInvalid, "the form has a dockerfile, and options name another").WithHint("send the text or the name of a file of the context")
+	}
 	req.Image = f.fields["image_ref"]
+	if o := req.Options; req.Image != "" && (o.Dockerfile != "" || o.Target != "" || len(o.Args) > 0 || len(o.Secrets) > 0) {
+		return req, nil, kiln.Errorf(kiln.CodeInvalid, "options dockerfile, target, args and secrets are for a Dockerfile; an image_ref has none")
+	}
 	archive, err := f.archive()
 	return req, archive, err
 }
@@ -274,13 +283,7 @@ func checkNewName(name string) error {
 	if name == "" {
 		return nil // the metadata file may have one
 	}
-	if err := kiln.CheckTemplateName(name); err != nil {
-		return err
-	}
-	if name == "build" || name == "builds" || name == "capture" { // routes of the API
-		return kiln.Errorf(kiln.CodeInvalid, "template name %q is reserved", name)
-	}
-	return nil
+	return kiln.CheckTemplateName(name)
 }
 
 func (f *buildForm) options(req *NewTemplate) error {
@@ -310,7 +313,7 @@ func (f *buildForm) metadata(req *NewTemplate) error {
 	if err != nil {
 		return err
 	}
-	disk, err := f.number("size_mb", 1, 65536)
+	disk, err := f.number("size_mb", 1, kiln.MaxDiskMB)
 	if err != nil {
 		return err
 	}
@@ -362,6 +365,9 @@ func (f *buildForm) archive() (*os.File, error) {
 	case hasDockerfile && image != "":
 		return nil, kiln.Errorf(kiln.CodeInvalid, "the form has a dockerfile and an image_ref")
 	case hasDockerfile:
+	case image != "" && len(f.files) > 0:
+		return nil, kiln.Errorf(kiln.CodeInvalid, "the form has an image_ref and files, which nothing would copy").
+			WithHint("send a dockerfile that begins with FROM and the image")
 	case image != "":
 		if strings.ContainsAny(image, " \t\r\n$\\") {
 			return nil, kiln.Errorf(kiln.CodeInvalid, "image_ref %q is not an image reference", image)
@@ -445,7 +451,13 @@ func addToTar(tw *tar.Writer, name string, size int64, r io.Reader) error {
 func decodeStrict(text string, v any) error {
 	dec := json.NewDecoder(strings.NewReader(text))
 	dec.DisallowUnknownFields()
-	return dec.Decode(v)
+	if err := dec.Decode(v); err != nil {
+		return err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("there is more than one JSON value")
+	}
+	return nil
 }
 
 // stallReader gives up on a sender that brings nothing for uploadStall.

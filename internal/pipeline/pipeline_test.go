@@ -543,6 +543,7 @@ func TestRequestErrorsLeaveNothing(t *testing.T) {
 	}{
 		{"name", NewTemplate{Name: "Not Allowed", Context: archive(t, nil)}, kiln.CodeInvalid},
 		{"no name", NewTemplate{Context: archive(t, files{"x": "1"})}, kiln.CodeInvalid},
+		{"reserved name of a file", NewTemplate{Context: archive(t, files{"kiln-template.toml": "name = \"builds\""})}, kiln.CodeBuildFailed},
 		{"taken", NewTemplate{Name: "taken", Context: archive(t, files{"x": "2"})}, kiln.CodeConflict},
 		{"no Dockerfile", NewTemplate{Name: "b", Context: archive(t, nil), Options: kiln.BuildOptions{Dockerfile: "prod"}}, kiln.CodeBuildFailed},
 		{"metadata file", NewTemplate{Name: "b", Context: archive(t, files{"kiln-template.toml": "disk_mb = -1"})}, kiln.CodeBuildFailed},

@@ -106,6 +106,9 @@ func (s *Service) create(ctx context.Context, orgID string, req NewTemplate, def
 	if req.Name == "" {
 		req.Name = v.Metadata.Name
 	}
+	if req.Name == "" {
+		return nil, kiln.Errorf(kiln.CodeInvalid, "the template has no name").WithHint("give one, or let kiln-template.toml say name = \"…\"")
+	}
 	if err := kiln.CheckTemplateName(req.Name); err != nil {
 		return nil, err
 	}

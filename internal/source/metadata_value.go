@@ -8,8 +8,6 @@ import (
 	"github.com/kilnvm/kiln"
 )
 
-const maxDiskMB = 1 << 20 // 1 TiB
-
 // value is one value of a metadata file and the place where it stands. Its methods store
 // it in a field or say what is wrong with it, naming key and line.
 type value struct {
@@ -148,8 +146,8 @@ func (v value) tags(dst *[]string) error {
 }
 
 func checkDisk(mb int) error {
-	if mb < 1 || mb > maxDiskMB {
-		return fmt.Errorf("%d is not between 1 and %d MiB", mb, maxDiskMB)
+	if mb < 1 || mb > kiln.MaxDiskMB {
+		return fmt.Errorf("%d is not between 1 and %d MiB", mb, kiln.MaxDiskMB)
 	}
 	return nil
 }
