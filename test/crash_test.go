@@ -1,12 +1,15 @@
 package test
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -70,6 +73,7 @@ func TestHazard24KilledInEveryStage(t *testing.T) {
 			})
 		}
 	}
+	t.Run("a log is followed across it", func(t *testing.T) { c.in(t).followAcross() })
 	t.Run("three deaths", func(t *testing.T) { c.in(t).dieTooOften() })
 	t.Run("nothing left", func(t *testing.T) {
 		c.in(t).must("templates", "delete", "crash")
@@ -197,6 +201,45 @@ func (c *crashes) survive(latest time.Duration, moments ...moment) {
 	}
 	if got, want := c.must("sandbox", "run", "-t", "crash", "--", "cat", "/number", "/up"), fmt.Sprintf("%d\nup\n", c.builds); got != want {
 		c.t.Errorf("a sandbox printed %q, want %q", got, want)
+	}
+}
+
+// followAcross kills the server while its log is followed: the reader gets every line once.
+func (c *crashes) followAcross() {
+	c.t.Helper()
+	c.listen = strings.TrimPrefix(readServer(c.t, c.dataDir), "http://") // the next one is found where this one was
+	defer func() { c.listen = "" }()
+	c.request()
+	follow := exec.CommandContext(c.t.Context(), filepath.Join(c.bin, "kiln"), "templates", "logs", "-f", "crash")
+	follow.Env = c.env()
+	out, err := follow.StdoutPipe()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	var stderr bytes.Buffer
+	follow.Stderr = &stderr
+	if err := follow.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	lines := bufio.NewReader(out)
+	first, err := lines.ReadString('\n') // it has begun
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if !c.killIn(inRun, 0) {
+		c.t.Fatal("the build has ended")
+	}
+	rest, err := io.ReadAll(lines)
+	if err = errors.Join(err, follow.Wait()); err != nil {
+		c.t.Errorf("%v\n%s", err, stderr.String())
+	}
+	c.end()
+	all := c.must("templates", "logs", "crash")
+	if followed := first + string(rest); followed != all {
+		c.t.Errorf("followed\n%s\nthe log has\n%s", followed, all)
+	}
+	if !strings.Contains(all, "attempt 2") || strings.Count(all, "42-runs") < 2 {
+		c.t.Errorf("the build was not begun twice:\n%s", all)
 	}
 }
 

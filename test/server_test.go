@@ -24,6 +24,7 @@ type server struct {
 	bin     string // folder of kiln and kiln-sandboxd
 	dataDir string
 	build   string // more lines of the [build] table of its configuration
+	listen  string // address; "" any port
 	cmd     *exec.Cmd
 	log     *os.File
 }
@@ -99,7 +100,11 @@ func (s *server) start() {
 		s.t.Fatal(err)
 	}
 	s.log = log
-	s.cmd = exec.Command(filepath.Join(s.bin, "kiln"), "serve", "--data-dir", s.dataDir, "--listen", "127.0.0.1:0", "--config", s.configFile(), "--no-catalog-builds")
+	listen := s.listen
+	if listen == "" {
+		listen = "127.0.0.1:0"
+	}
+	s.cmd = exec.Command(filepath.Join(s.bin, "kiln"), "serve", "--data-dir", s.dataDir, "--listen", listen, "--config", s.configFile(), "--no-catalog-builds")
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.cmd.Env = s.env()
 	if err := s.cmd.Start(); err != nil {

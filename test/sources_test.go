@@ -46,7 +46,11 @@ func TestSources(t *testing.T) {
 		t.Errorf("the sandbox has not inherited:\n%s", out)
 	}
 	s.must("sandbox", "exec", "--user", "root", id, "--", "sh", "-c", "echo changed > /note; mkdir -p /made && echo 1 > /made/file && chown 7:8 /made/file && ln /made/file /made/again; rm /etc/issue")
+	s.must("sandbox", "pause", id)
 	s.must("templates", "capture", "c", "--sandbox", id)
+	if out := s.must("sandbox", "status", id); !strings.Contains(out, "running") {
+		t.Errorf("after a capture the paused sandbox is\n%s", out)
+	}
 	if out := s.must("templates", "capture", "c", "--sandbox", id); !strings.Contains(out, "no change: c stays at version 1") {
 		t.Errorf("capture of what has not changed: %s", out)
 	}

@@ -20,8 +20,9 @@ func (a *app) templatesCapture() *cobra.Command {
 		Use:   "capture NAME --sandbox ID",
 		Short: "Make a template of the file system of a running sandbox",
 		Long: `Make a template, or its next version, of the file system of a running sandbox. The image
-configuration and metadata are those of the sandbox's template. The sandbox goes on; what
-makes it this sandbox (machine ID, SSH host keys, host name) is left out.`,
+configuration and metadata are those of the sandbox's template. The sandbox goes on, and
+a paused one is woken; what makes it this sandbox (machine ID, SSH host keys, host name)
+is left out.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if req.Sandbox == "" {

@@ -23,7 +23,7 @@ type CaptureTemplate struct {
 type CaptureRequest struct {
 	_           struct{} `additionalProperties:"true"`
 	Name        string   `json:"name" doc:"The template's name"`
-	Sandbox     string   `json:"sandbox" doc:"ID of a running sandbox"`
+	Sandbox     string   `json:"sandbox" doc:"ID of a running sandbox; a paused one is woken"`
 	Description string   `json:"description,omitempty" doc:"Default: that of the sandbox's template"`
 	Replace     bool     `json:"replace,omitempty" doc:"Make the next version if the name exists"`
 }

@@ -277,13 +277,21 @@ var errStop = errors.New("the reader has gone")
 // read passes the complete lines from offset on and returns the offset after the last.
 func (l *buildLogs) read(buildID string, offset int64, visit func(LogLine) bool) (int64, error) {
 	f, err := os.Open(l.path(buildID))
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) && offset == 0 {
 		return offset, nil // not started yet
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return offset, kiln.Errorf(kiln.CodeInvalid, "build log: offset %d is past its end: it is empty", offset)
 	}
 	if err != nil {
 		return offset, fmt.Errorf("build log: %w", err)
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil {
+		return offset, fmt.Errorf("build log: %w", err)
+	} else if offset > info.Size() {
+		return offset, kiln.Errorf(kiln.CodeInvalid, "build log: offset %d is past its end, %d", offset, info.Size())
+	}
 	if _, err := f.Seek(offset, io.SeekStart); err != nil {
 		return offset, fmt.Errorf("build log: %w", err)
 	}

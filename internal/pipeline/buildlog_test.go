@@ -81,6 +81,31 @@ func TestLogCanBeFollowedAndResumed(t *testing.T) {
 			t.Errorf("offset within a line: %+v, %v", line, err)
 		}
 	}
+	end := offsets[len(offsets)-1]
+	if rest, _ := texts(t, r, id, end, true); rest != nil {
+		t.Errorf("from the end: %q", rest)
+	}
+	refused := func(offset int64, code kiln.ErrorCode, why string) {
+		t.Helper()
+		asked := false
+		for line, err := range r.Logs(t.Context(), org, id, offset, true) {
+			asked = true
+			if kiln.CodeOf(err) != code || !strings.Contains(err.Error(), why) {
+				t.Errorf("offset %d: %+v, %v", offset, line, err)
+			}
+		}
+		if !asked {
+			t.Errorf("offset %d is an empty log", offset)
+		}
+	}
+	refused(end+1, kiln.CodeInvalid, fmt.Sprintf("past its end, %d", end))
+	defer func() {
+		if err := r.DropLog(id); err != nil {
+			t.Error(err)
+		}
+		refused(0, kiln.CodeConflict, "no longer kept")
+		refused(end, kiln.CodeConflict, "no longer kept")
+	}()
 	for _, err := range r.Logs(t.Context(), "org_b", id, 0, false) {
 		if kiln.CodeOf(err) != kiln.CodeNotFound {
 			t.Errorf("another organisation: %v", err)

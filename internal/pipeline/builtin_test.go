@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/kilnvm/kiln"
 )
@@ -116,6 +117,19 @@ func TestBuiltInsAreNobodys(t *testing.T) {
 	}
 	own := r.create(t, "a", nil)
 	r.ready(t, own)
+	if want := "a shadows the built-in template a for this organisation"; !slices.Equal(own.Warnings, []string{want}) {
+		t.Errorf("warnings %q", own.Warnings)
+	}
+	capture, err := r.Create(t.Context(), org, NewTemplate{Name: "a-alias", Context: strings.NewReader("x"), Capture: &kiln.CaptureSource{}, Replace: true})
+	if err != nil || len(capture.Warnings) != 1 || !strings.Contains(capture.Warnings[0], "a-alias shadows the built-in template a ") {
+		t.Errorf("a capture under its alias: %+v, %v", capture, err)
+	}
+	r.wait(t, capture)
+	if again := r.create(t, "a", files{"f": "2"}); len(again.Warnings) > 0 {
+		t.Errorf("warned of what is so already: %q", again.Warnings)
+	} else {
+		r.ready(t, again)
+	}
 	if own.Template.ID == a.ID || r.builtIn(t, "a").ID != own.Template.ID {
 		t.Error("an own template does not shadow the built-in one")
 	}
@@ -261,6 +275,37 @@ func TestUsedBuiltInIsTriedAgain(t *testing.T) {
 		t.Errorf("%+v, %+v", a, a.Latest)
 	}
 	r.tidy(t)
+}
+
+// TestEagerBuiltInsAreBuiltInOrder: one after the other, as the catalogue lists them.
+func TestEagerBuiltInsAreBuiltInOrder(t *testing.T) {
+	var running, most atomic.Int32
+	r := newRig(t, dataDir(t), func(o *Options, s *stages) {
+		o.Parallel = 3
+		s.hook = func(_ context.Context, stage kiln.Stage) error {
+			if stage == kiln.StageImage {
+				most.Store(max(most.Load(), running.Add(1)))
+				defer running.Add(-1)
+			}
+			return nil
+		}
+	})
+	var list []BuiltIn
+	for _, name := range []string{"cheap", "middle", "dear", "on-demand"} {
+		list = append(list, builtIns(t, name, name)...)
+	}
+	r.settled(t, list, "dear", "middle", "cheap")
+	var last time.Time
+	for _, b := range list[:3] {
+		v := r.builtIn(t, b.Name).Latest
+		if v.Status != kiln.VersionReady || v.StartedAt.Before(last) {
+			t.Errorf("%s is %s and was begun at %v, the one before it ended at %v", b.Name, v.Status, v.StartedAt, last)
+		}
+		last = v.EndedAt
+	}
+	if v := r.builtIn(t, "on-demand").Latest; v.Status != kiln.VersionPending || most.Load() != 1 {
+		t.Errorf("on demand: %s; %d at once", v.Status, most.Load())
+	}
 }
 
 // TestUsersGoFirst fills the only worker, queues a built-in template and then a user's.

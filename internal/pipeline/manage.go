@@ -149,9 +149,13 @@ func (s *Service) awaited(ctx context.Context, t *kiln.Template, buildID string)
 // being the first. With follow it waits for more until the build has ended.
 func (s *Service) Logs(ctx context.Context, orgID, buildID string, offset int64, follow bool) iter.Seq2[LogLine, error] {
 	return func(yield func(LogLine, error) bool) {
-		t, _, err := s.Build(ctx, orgID, buildID)
+		t, v, err := s.Build(ctx, orgID, buildID)
 		if err == nil {
 			err = s.awaited(ctx, t, buildID)
+		}
+		if err == nil && v.Status.Terminal() && !v.StartedAt.IsZero() && s.LogSize(buildID) == 0 {
+			err = kiln.Errorf(kiln.CodeConflict, "the log of version %d of template %q is no longer kept", v.Number, t.Name).
+				WithHint("a log goes with the files of its version; `kiln templates versions %s` shows what is kept", t.Name)
 		}
 		if err != nil {
 			yield(LogLine{}, err)

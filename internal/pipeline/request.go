@@ -118,7 +118,7 @@ func (s *Service) create(ctx context.Context, orgID string, req NewTemplate, def
 		return nil, err
 	}
 	kept = !res.Unchanged
-	res.Warnings = src.Warnings
+	res.Warnings = append(src.Warnings, res.Warnings...)
 	return res, nil
 }
 
@@ -144,7 +144,16 @@ func (s *Service) createOrReplace(ctx context.Context, orgID string, req NewTemp
 		return nil, err
 	}
 	t.Latest = v
-	return &Result{Template: t, Version: v}, nil
+	return &Result{Template: t, Version: v, Warnings: s.shadowed(ctx, t)}, nil
+}
+
+// shadowed warns when the name of a new template was one of a built-in template.
+func (s *Service) shadowed(ctx context.Context, t *kiln.Template) []string {
+	hidden, err := s.opts.Store.FindTemplate(ctx, "", t.Name)
+	if t.BuiltIn || err != nil {
+		return nil
+	}
+	return []string{fmt.Sprintf("%s shadows the built-in template %s for this organisation", t.Name, hidden.Name)}
 }
 
 // keep completes req by what the request for the newest version said.
@@ -216,7 +225,7 @@ func (s *Service) Rebuild(ctx context.Context, orgID string, req Rebuild) (*Resu
 		return nil, err
 	}
 	res, err := s.nextVersion(ctx, t, v, src, false)
-	if o := old.Options.Origin; err == nil && o.Image == "" && o.Capture == nil {
+	if o := old.Options.Origin; err == nil && !t.BuiltIn && o.Image == "" && o.Capture == nil {
 		res.Warnings = append(res.Warnings, fmt.Sprintf(
 			"the build context is as it was uploaded; files that have changed since count with: kiln templates rebuild %s DIR", t.Name))
 	}

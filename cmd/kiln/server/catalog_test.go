@@ -4,10 +4,14 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/kilnvm/kiln"
+	"github.com/kilnvm/kiln/catalog"
 	"github.com/kilnvm/kiln/internal/api"
+	"github.com/kilnvm/kiln/internal/config"
 	"github.com/kilnvm/kiln/internal/pipeline"
 )
 
@@ -27,6 +31,41 @@ func recipe(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	return out.Bytes()
+}
+
+// TestCatalogIsBuiltAtStart: a server with the default configuration begins with the cheapest
+// of four templates, one after the other, and leaves the rest for their first use.
+func TestCatalogIsBuiltAtStart(t *testing.T) {
+	w := newTenantsWhere(t, kiln.Errorf(kiln.CodeUnavailable, "no base image")) // which ends a build at once
+	if err := w.node.registerCatalog(t.Context(), config.Default().Catalog); err != nil {
+		t.Fatal(err)
+	}
+	eager := []string{"blank", "python", "node", "go"} // as the catalogue orders them
+	var last time.Time
+	for _, name := range catalog.Names() {
+		tmpl, _, err := w.node.pipeline.Get(t.Context(), kiln.LocalOrgID, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Contains(eager, name) {
+			if tmpl.Latest.Status != kiln.VersionPending {
+				t.Errorf("%s is %s", name, tmpl.Latest.Status)
+			}
+			continue
+		}
+		if name != eager[0] {
+			t.Errorf("the next one is %s, want %s", name, eager[0])
+		}
+		eager = eager[1:]
+		v, err := w.node.pipeline.Wait(t.Context(), tmpl.Latest.BuildID)
+		if err != nil || v.StartedAt.IsZero() || v.StartedAt.Before(last) {
+			t.Errorf("%s was begun at %v, the one before it ended at %v, %v", name, v.StartedAt, last, err)
+		}
+		last = v.EndedAt
+	}
+	if len(eager) > 0 {
+		t.Errorf("not in the catalogue: %q", eager)
+	}
 }
 
 // TestBuiltInsAreTheOperators: whoever runs the server builds them again and stops their

@@ -29,12 +29,12 @@ import (
 )
 
 // noStages builds nothing: its tests are about what is there already.
-type noStages struct{}
+type noStages struct{ err error }
 
 var errNoStages = errors.New("nothing is built here")
 
-func (noStages) Resolve(context.Context, kiln.Source, kiln.Progress) ([]kiln.BaseImage, error) {
-	return nil, errNoStages
+func (s noStages) Resolve(context.Context, kiln.Source, kiln.Progress) ([]kiln.BaseImage, error) {
+	return nil, s.err
 }
 func (noStages) Key(kiln.Source, []kiln.BaseImage) kiln.Digest { return kiln.DigestOf(nil) }
 func (noStages) Build(context.Context, kiln.Source, []kiln.BaseImage, kiln.Progress) (*kiln.Image, error) {
@@ -62,7 +62,10 @@ type tenants struct {
 // thing is what an organisation has, by the names of the parameters in paths.
 type thing struct{ template, name, build, sandbox, token, org string }
 
-func newTenants(t *testing.T) *tenants {
+func newTenants(t *testing.T) *tenants { return newTenantsWhere(t, errNoStages) }
+
+// newTenantsWhere is newTenants with why every build fails.
+func newTenantsWhere(t *testing.T, builds error) *tenants {
 	t.Helper()
 	ctx := t.Context()
 	dir := testkit.ShortTempDir(t)
@@ -82,7 +85,7 @@ func newTenants(t *testing.T) *tenants {
 	n.blobs, err = artifact.Open(filepath.Join(dir, blobsDir))
 	must(err)
 	n.pipeline, err = pipeline.Start(ctx, pipeline.Options{
-		Store: n.store, Blobs: n.blobs, Images: noStages{}, Rootfs: rootfsStage{}, Snapshots: noSnapshots{}, Dir: filepath.Join(dir, "builds"), Sizes: cfg.SizeTable(),
+		Store: n.store, Blobs: n.blobs, Images: noStages{builds}, Rootfs: rootfsStage{}, Snapshots: noSnapshots{}, Dir: filepath.Join(dir, "builds"), Sizes: cfg.SizeTable(),
 	})
 	must(err)
 	guests := &fakevm.Guests{}
