@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kilnvm/kiln/internal/image/imagetest"
 	"github.com/kilnvm/kiln/internal/testkit"
 )
 
@@ -80,17 +81,14 @@ func (s *server) configure() {
 	}
 }
 
-// baseImage is what nearly every Dockerfile of the tests begins with.
-const baseImage = "debian:bookworm-slim"
-
-// makeBase makes the base image unless the test cache has it, so that no test's deadline
-// has to cover that.
+// makeBase makes the image that nearly every Dockerfile of the tests begins with unless the
+// test cache has it, so that no test's deadline has to cover that.
 func (s *server) makeBase() {
 	s.t.Helper()
 	if strings.Contains(s.build, "images_dir") {
 		return // the test brings its own
 	}
-	s.must("images", "bootstrap", baseImage, "--config", s.configFile())
+	imagetest.Base(s.t)
 }
 
 func (s *server) start() {

@@ -38,24 +38,19 @@ func Options(t testing.TB) image.Options {
 	t.Helper()
 	testkit.RequireRoot(t)
 	testkit.RequireCommands(t, "runc", "mmdebstrap", "unshare")
-	opts := image.Options{
-		StateDir:   stateDir(t),
+	opts := options(stateDir(t))
+	makeBase(t, opts)
+	return opts
+}
+
+func options(stateDir string) image.Options {
+	return image.Options{
+		StateDir:   stateDir,
 		ImagesDir:  filepath.Join(testkit.CacheDir(), "images"),
 		CABundle:   image.CABundleAuto,
 		CacheBytes: cacheBytes,
 		Walk:       Walk,
 	}
-	b, err := image.New(opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := ensureBase(t.Context(), opts.ImagesDir, b, log{t}); err != nil {
-		t.Fatalf("make %s: %v", BaseImage, err)
-	}
-	if err := b.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return opts
 }
 
 // cacheBytes bounds what one state folder keeps.
@@ -83,9 +78,26 @@ func stateDir(t testing.TB) string {
 	}
 }
 
-// ensureBase bootstraps the base image unless it is there. It never asks a registry:
-// tests must mean the same everywhere.
-func ensureBase(ctx context.Context, imagesDir string, b *image.Builder, progress kiln.Progress) error {
+// Base makes [BaseImage] unless the test cache has it. It never asks a registry: tests must
+// mean the same everywhere.
+func Base(t testing.TB) {
+	t.Helper()
+	makeBase(t, options(t.TempDir()))
+}
+
+func makeBase(t testing.TB, opts image.Options) {
+	t.Helper()
+	b, err := image.New(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(bootstrap(t.Context(), opts.ImagesDir, b, log{t}), b.Close()); err != nil {
+		t.Fatalf("make %s: %v", BaseImage, err)
+	}
+}
+
+// bootstrap makes the base image unless it is there.
+func bootstrap(ctx context.Context, imagesDir string, b *image.Builder, progress kiln.Progress) error {
 	store, err := base.OpenStore(imagesDir)
 	if err != nil {
 		return err
