@@ -31,9 +31,10 @@ func TestNestedHost(t *testing.T) {
 		}
 	})
 	t.Run("driver over vsock", func(t *testing.T) {
-		// How QEMU is confined and limits a disk has to do with neither KVM nor vsock.
+		// How QEMU is confined, limits a disk, gets a network and refuses what is wrong has to do
+		// with neither KVM nor vsock.
 		passed := h.Test(t, "internal/vmm/qemu", onKVM, "-test.run=TestConformance|TestChannel",
-			"-test.skip=TestConformance/(confine|disk_limits)")
+			"-test.skip=TestConformance/(confine|disk_limits|network|refusals)")
 		for _, name := range []string{
 			"TestConformance/boot/on_KVM", "TestConformance/boot/over_vsock", "TestChannelIsChosen/numbers_are_reserved",
 		} {
