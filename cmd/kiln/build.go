@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -282,23 +283,34 @@ func copiesFromContext(dockerfile io.Reader) bool {
 	if err != nil {
 		return false
 	}
-	for _, node := range parsed.AST.Children {
-		if readsContext(node) {
+	stages, _, err := instructions.Parse(parsed.AST, nil)
+	if err != nil {
+		return false
+	}
+	for _, stage := range stages {
+		if slices.ContainsFunc(stage.Commands, readsContext) {
 			return true
 		}
 	}
 	return false
 }
 
-func readsContext(node *parser.Node) bool {
-	flags := strings.Join(node.Flags, " ")
-	switch strings.ToUpper(node.Value) {
-	case "COPY":
-		return !strings.Contains(flags, "--from=") && len(node.Heredocs) == 0
-	case "ADD":
-		return len(node.Heredocs) == 0 && node.Next != nil && !strings.Contains(node.Next.Value, "://")
-	case "RUN":
-		return strings.Contains(flags, "type=bind") && !strings.Contains(flags, "from=")
+func readsContext(cmd instructions.Command) bool {
+	switch c := cmd.(type) {
+	case *instructions.CopyCommand:
+		return c.From == "" && len(c.SourcePaths) > 0
+	case *instructions.AddCommand:
+		return slices.ContainsFunc(c.SourcePaths, func(p string) bool { return !strings.Contains(p, "://") && !strings.HasPrefix(p, "git@") })
+	case *instructions.RunCommand:
+		// Until it is expanded a mount has neither type nor source.
+		if c.Expand(func(word string) (string, error) { return word, nil }) != nil {
+			return true
+		}
+		return slices.ContainsFunc(instructions.GetMounts(c), func(m *instructions.Mount) bool {
+			return m.Type == instructions.MountTypeBind && m.From == ""
+		})
+	case *instructions.OnbuildCommand: // runs in the stages that begin with this one
+		return copiesFromContext(strings.NewReader("FROM scratch\n" + c.Expression))
 	}
 	return false
 }
