@@ -180,17 +180,40 @@ ENV FORTY_TWO=42
 	})
 
 	t.Run("a failed rebuild keeps the old version", func(t *testing.T) {
-		if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM debian:bookworm-slim\nRUN echo about to fail; exit 3\n"), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM debian:bookworm-slim\nRUN echo about to fail $((6*7)); exit 3\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		r := s.kiln("templates", "build", "my-ml", dir)
 		if r.code == 0 || !strings.Contains(r.stderr, "Dockerfile:2") || !strings.Contains(r.stdout+r.stderr, "about to fail") {
 			t.Errorf("failing build: exit code %d\n%s%s", r.code, r.stdout, r.stderr)
 		}
+		checkLogsApart(t, s.in(t), "my-ml", "about to fail 42")
 		if got := s.must("sandbox", "run", "-t", "my-ml", "--", "printenv", "FORTY_TWO"); got != "42\n" {
 			t.Errorf("after a failed rebuild a sandbox printed %q", got)
 		}
 	})
+}
+
+// checkLogsApart: what a build printed is in the log of its user and not in that of the
+// server's operator, and the other way round.
+func checkLogsApart(t *testing.T, s *server, template, printed string) {
+	t.Helper()
+	operators, err := os.ReadFile(filepath.Join(filepath.Dir(s.dataDir), "server.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	users := s.must("templates", "logs", template)
+	if !strings.Contains(users, printed) || strings.Contains(string(operators), printed) {
+		t.Errorf("%q: the user's log has\n%s\nthe operator's\n%s", printed, users, operators)
+	}
+	if !strings.Contains(string(operators), `msg="build failed"`) {
+		t.Errorf("the operator's log does not say how a build ended:\n%s", operators)
+	}
+	for _, word := range []string{"level=", "msg=", s.dataDir} {
+		if strings.Contains(users, word) {
+			t.Errorf("the user's log holds %q:\n%s", word, users)
+		}
+	}
 }
 
 func writeFiles(t *testing.T, files map[string]string) string {
