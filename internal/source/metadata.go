@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"slices"
 
 	"github.com/BurntSushi/toml"
@@ -36,6 +37,37 @@ func readMetadata(root *os.Root) (kiln.Metadata, []string, error) {
 		return parseMetadata(name, string(text))
 	}
 	return kiln.Metadata{}, nil, nil
+}
+
+// unreadMetadata warns of metadata files that look as if they counted: a second one in the
+// root of the context, and one beside a Dockerfile that lies elsewhere.
+func unreadMetadata(root *os.Root, dockerfile string) []string {
+	var warnings []string
+	read := ""
+	for _, name := range kiln.MetadataFiles() {
+		if _, err := root.Lstat(name); err != nil {
+			continue
+		}
+		if read != "" {
+			warnings = append(warnings, fmt.Sprintf("%s is ignored, since %s is there, too", name, read))
+		}
+		read = name
+	}
+	dir := path.Dir(dockerfile)
+	if dir == "." {
+		return warnings
+	}
+	for _, name := range kiln.MetadataFiles() {
+		name = path.Join(dir, name)
+		if _, err := root.Lstat(name); err == nil {
+			warnings = append(warnings, elsewhere(name))
+		}
+	}
+	return warnings
+}
+
+func elsewhere(file string) string {
+	return file + " is ignored: metadata are read from the root of the build context"
 }
 
 func metadataError(file string, line int, format string, args ...any) *kiln.BuildError {

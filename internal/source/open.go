@@ -56,6 +56,7 @@ func open(dir string, opts kiln.BuildOptions) (_ kiln.Source, _ *os.Root, _ *ign
 	if src.Metadata, src.Warnings, err = readMetadata(root); err != nil {
 		return kiln.Source{}, nil, nil, err
 	}
+	src.Warnings = append(src.Warnings, unreadMetadata(root, opts.Dockerfile)...)
 	src.Options = WithBuildTable(src.Options, src.Metadata.Build)
 	rules, err := loadIgnore(root, opts.Dockerfile)
 	if err != nil {

@@ -143,6 +143,14 @@ func (p *packer) outsideDockerfile(root *os.Root, in Input, content []byte) erro
 		ignore = append(ignore, '\n')
 	}
 	ignore = append(ignore, outsideDir+"\n"...)
+	if in.Dockerfile != "" {
+		for _, name := range kiln.MetadataFiles() {
+			name = filepath.Join(filepath.Dir(in.Dockerfile), name)
+			if _, err := os.Lstat(name); err == nil {
+				p.packed.Warnings = append(p.packed.Warnings, elsewhere(name))
+			}
+		}
+	}
 	p.packed.Dockerfile = path.Join(outsideDir, in.name())
 	if err := p.addHeader(&tar.Header{Typeflag: tar.TypeDir, Name: outsideDir + "/", Mode: 0o755}); err != nil {
 		return err

@@ -57,14 +57,15 @@ func Unpack(ctx context.Context, r io.Reader, dir string, limits Limits) error {
 	return unpack(ctx, r, dir, limits, func(string) bool { return true })
 }
 
-// UnpackRecipe writes only what [Recipe] reads: the Dockerfile, ignore files and the
-// metadata file. It is for archives that [Unpack] has accepted before. If r can seek it is
+// UnpackRecipe writes only what [Recipe] reads: the Dockerfile, ignore files and
+// metadata files. It is for archives that [Unpack] has accepted before. If r can seek it is
 // fast however large the context is.
 func UnpackRecipe(ctx context.Context, r io.Reader, dir string, limits Limits, dockerfile string) error {
 	dockerfile = cleanDockerfile(dockerfile)
 	wanted := map[string]bool{dockerfile: true, dockerfile + ignoreFile: true, ignoreFile: true}
 	for _, f := range kiln.MetadataFiles() {
 		wanted[f] = true
+		wanted[path.Join(path.Dir(dockerfile), f)] = true // to warn of it
 	}
 	return unpack(ctx, r, dir, limits, func(name string) bool { return wanted[name] })
 }
