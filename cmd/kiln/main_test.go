@@ -214,7 +214,7 @@ func TestListTemplates(t *testing.T) {
 	}{
 		{nil, "limit=500", []string{"NAME  STATUS   VERSION  BUILT-IN  DESCRIPTION", "a     ready    2        no        first", "b     pending  1        yes"}},
 		{[]string{"--status", "ready", "--prefix", "a", "--tag", "x", "--own", "-o", "wide"}, "built_in=false&limit=500&prefix=a&status=ready&tag=x",
-			[]string{"NAME  STATUS   VERSION  BUILT-IN  ID      LATEST    SIZE           BASE", "a     ready    2        no        tmpl_a  3 failed  shared-cpu-1x  debian", "b     pending  1        yes       tmpl_b  1 queued  -              -"}},
+			[]string{"NAME  STATUS   VERSION  BUILT-IN  ID      LATEST     SIZE           BASE", "a     ready    2        no        tmpl_a  3 failed   shared-cpu-1x  debian", "b     pending  1        yes       tmpl_b  1 pending  -              -"}},
 		{[]string{"--built-in"}, "built_in=true&limit=500", []string{"NAME", "a", "b"}},
 	} {
 		r := runKiln(env, append([]string{"templates", "list"}, c.args...)...)
