@@ -8,6 +8,7 @@ const (
 	GarbageBlob     = "blob"
 	GarbageLog      = "log"
 	GarbageSandbox  = "sandbox"
+	GarbageAudit    = "audit"
 )
 
 // Garbage is one thing that nothing refers to any more.

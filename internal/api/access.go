@@ -212,6 +212,10 @@ func (s *Server) createToken(ctx context.Context, in *createTokenInput) (*newTok
 	}
 	concerns(ctx, org)
 	note(ctx, "token", t.Name)
+	note(ctx, "scopes", join(t.Scopes))
+	if !t.ExpiresAt.IsZero() {
+		note(ctx, "expires", t.ExpiresAt.Format(time.RFC3339))
+	}
 	return &newTokenOutput{Body: NewToken{Token: t, Secret: secret}}, nil
 }
 
@@ -266,5 +270,6 @@ func (s *Server) collectGarbage(ctx context.Context, in *gcInput) (*gcOutput, er
 		return nil, err
 	}
 	report, err := s.opts.Garbage.Run(ctx, in.DryRun)
+	changed(ctx, !in.DryRun && len(report.Items) > 0)
 	return &gcOutput{Body: report}, err
 }

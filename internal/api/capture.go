@@ -124,9 +124,7 @@ func (s *Server) captureTemplate(ctx context.Context, in *captureInput) (*buildO
 		return nil, err
 	}
 	note(ctx, "sandbox", in.Body.Sandbox)
-	note(ctx, "template", queued.Template.Name)
-	note(ctx, "version", strconv.Itoa(queued.Version.Number))
-	return queued.output(s.opts.Sizes), nil
+	return queued.output(ctx, s.opts.Sizes), nil
 }
 
 func (s *Server) updateQuota(ctx context.Context, in *quotaInput) (*quotaOutput, error) {

@@ -109,7 +109,13 @@ func (s *Server) setEgress(ctx context.Context, in *egressInput) (*egressOutput,
 	if err != nil {
 		return nil, err
 	}
-	return &egressOutput{Body: egressOf(sb.Egress)}, nil
+	now := egressOf(sb.Egress)
+	note(ctx, "mode", string(now.Mode))
+	note(ctx, "allow_cidrs", join(now.AllowCIDRs))
+	note(ctx, "deny_cidrs", join(now.DenyCIDRs))
+	note(ctx, "allow_ports", join(now.AllowPorts))
+	note(ctx, "allow_domains", join(now.AllowDomains))
+	return &egressOutput{Body: now}, nil
 }
 
 func (s *Server) getNetworkUse(ctx context.Context, in *SandboxID) (*useOutput, error) {

@@ -137,8 +137,12 @@ func (s *Server) getLifecycle(ctx context.Context, in *SandboxID) (*lifecycleOut
 
 func (s *Server) changeLifecycle(ctx context.Context, in *lifecycleInput) (*lifecycleOutput, error) {
 	if in.Body == nil {
+		changed(ctx, false)
 		return s.getLifecycle(ctx, &in.SandboxID)
 	}
+	noteIf(ctx, "ttl_seconds", in.Body.TTLSeconds)
+	noteIf(ctx, "persistent", in.Body.Persistent)
+	noteIf(ctx, "idle_seconds", in.Body.IdleSeconds)
 	change := kiln.LifecycleChange{Persistent: in.Body.Persistent}
 	if in.Body.TTLSeconds != nil {
 		ttl, err := s.ttl(in.Body.TTLSeconds)
@@ -194,12 +198,16 @@ func (s *Server) forkSandbox(ctx context.Context, in *forkInput) (*forkOutput, e
 		return nil, err
 	}
 	out := &forkOutput{Body: ForkResult{ParentID: in.ID, Children: []Sandbox{}, At: time.Now().UTC()}}
+	var children []string
 	for _, f := range forked {
 		if f.Err != nil {
 			out.Body.Errors = append(out.Body.Errors, *errorFor(ctx, s.log, "fork", f.Err))
 			continue
 		}
 		out.Body.Children = append(out.Body.Children, sandboxOf(f.Sandbox))
+		children = append(children, f.Sandbox.ID)
 	}
+	note(ctx, "children", join(children))
+	changed(ctx, len(children) > 0)
 	return out, nil
 }

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net/http"
+	"strconv"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -51,6 +52,8 @@ func (s *Server) registerPool() {
 		Summary: "Say how many warm slots are kept of an own template at a size, or as the operator of a built-in one",
 	}}, func(ctx context.Context, in *targetInput) (*targetOutput, error) {
 		t, err := s.opts.Pool.SetWarm(ctx, callerOf(ctx).Principal, in.Name, in.Body.Size, in.Body.Slots)
+		note(ctx, "size", t.Size)
+		note(ctx, "slots", strconv.Itoa(t.Slots))
 		return &targetOutput{Body: t}, err
 	})
 }

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"time"
 
@@ -89,6 +90,17 @@ type CreateSandboxRequest struct {
 	Volumes      []any             `json:"volumes,omitempty" doc:"Not supported: must be empty"`
 }
 
+// FirstUse refuses a sandbox and says that the build of its built-in template has begun.
+type FirstUse struct {
+	Template string
+	Refusal  error
+}
+
+func (e *FirstUse) Error() string { return e.Refusal.Error() }
+
+// Unwrap returns the refusal.
+func (e *FirstUse) Unwrap() error { return e.Refusal }
+
 // SandboxID is the path parameter of everything about one sandbox.
 type SandboxID struct {
 	ID string `path:"id" example:"iabcdefghijklmnopqrst"`
@@ -129,6 +141,11 @@ func (s *Server) createSandbox(ctx context.Context, in *createSandboxInput) (*sa
 	ctx, cancel := context.WithTimeout(ctx, createTimeout)
 	defer cancel()
 	sb, err := s.opts.Sandboxes.Create(ctx, req)
+	var first *FirstUse
+	if errors.As(err, &first) {
+		note(ctx, "build_of", first.Template)
+		changed(ctx, true)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"iter"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -78,7 +79,10 @@ type Queued struct {
 	Warnings  []string
 }
 
-func (q Queued) output(sizes kiln.SizeTable) *buildOutput {
+func (q Queued) output(ctx context.Context, sizes kiln.SizeTable) *buildOutput {
+	note(ctx, "template", q.Template.Name)
+	note(ctx, "version", strconv.Itoa(q.Version.Number))
+	changed(ctx, !q.Unchanged)
 	b := buildOf(sizes, q.Template, q.Version)
 	b.Unchanged, b.Warnings = q.Unchanged, q.Warnings
 	return &buildOutput{Body: b}
@@ -263,7 +267,7 @@ func (s *Server) buildBuiltIn(ctx context.Context, in *builtInInput) (*buildOutp
 	if err != nil {
 		return nil, err
 	}
-	return queued.output(s.opts.Sizes), nil
+	return queued.output(ctx, s.opts.Sizes), nil
 }
 
 func (s *Server) rebuildTemplate(ctx context.Context, in *rebuildInput) (*buildOutput, error) {
@@ -276,5 +280,5 @@ func (s *Server) rebuildTemplate(ctx context.Context, in *rebuildInput) (*buildO
 	if err != nil {
 		return nil, err
 	}
-	return queued.output(s.opts.Sizes), nil
+	return queued.output(ctx, s.opts.Sizes), nil
 }

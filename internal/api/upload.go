@@ -110,9 +110,7 @@ func (s *Server) buildTemplate(ctx context.Context, in *buildInput) (*buildOutpu
 	if err != nil {
 		return nil, err
 	}
-	note(ctx, "template", queued.Template.Name)
-	note(ctx, "version", strconv.Itoa(queued.Version.Number))
-	return queued.output(s.opts.Sizes), nil
+	return queued.output(ctx, s.opts.Sizes), nil
 }
 
 // buildForm is an upload that has arrived: its fields, and its files below dir.

@@ -10,10 +10,12 @@ type GC struct {
 	Every Duration `toml:"every"`
 	// SandboxHistory is how long sandboxes that have ended are still listed.
 	SandboxHistory Duration `toml:"sandbox_history"`
+	// AuditHistory is how long the audit log keeps a change.
+	AuditHistory Duration `toml:"audit_history"`
 }
 
 func defaultGC() GC {
-	return GC{Keep: 3, Every: Duration(time.Hour), SandboxHistory: Duration(7 * 24 * time.Hour)}
+	return GC{Keep: 3, Every: Duration(time.Hour), SandboxHistory: Duration(7 * 24 * time.Hour), AuditHistory: Duration(90 * 24 * time.Hour)}
 }
 
 func (c *Config) checkGC() error {
@@ -23,5 +25,8 @@ func (c *Config) checkGC() error {
 	if c.GC.Every < 0 {
 		return invalid("gc.every", "must not be negative")
 	}
-	return positive("gc.sandbox_history", c.GC.SandboxHistory)
+	if err := positive("gc.sandbox_history", c.GC.SandboxHistory); err != nil {
+		return err
+	}
+	return positive("gc.audit_history", c.GC.AuditHistory)
 }

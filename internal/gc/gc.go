@@ -25,6 +25,7 @@ type Logs interface {
 type Policy struct {
 	Keep           int           // the newest ready versions of every template
 	SandboxHistory time.Duration // rows of ended sandboxes
+	AuditHistory   time.Duration // events of the audit log
 }
 
 // Options is what a collector is made of. All but Log are required.
@@ -86,7 +87,7 @@ func (c *Collector) Run(ctx context.Context, dryRun bool) (kiln.GarbageReport, e
 	defer c.mu.Unlock()
 	r := &run{Collector: c, dry: dryRun, gone: map[store.VersionRef]bool{}}
 	r.report = kiln.GarbageReport{DryRun: dryRun, Items: []kiln.Garbage{}}
-	for _, step := range []func(context.Context) error{r.versions, r.rebaked, r.snapshots, r.sandboxes, r.cacheAndBlobs} {
+	for _, step := range []func(context.Context) error{r.versions, r.rebaked, r.snapshots, r.sandboxes, r.audit, r.cacheAndBlobs} {
 		if err := step(ctx); err != nil {
 			return r.report, fmt.Errorf("garbage collection: %w", err)
 		}

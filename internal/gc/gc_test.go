@@ -46,7 +46,7 @@ func newWorld(t *testing.T, keep int) *world {
 		t.Fatal(err)
 	}
 	w.gc, err = gc.New(gc.Options{Store: w.Store, Blobs: w.blobs, Logs: w, SnapshotKey: w.key,
-		Policy: gc.Policy{Keep: keep, SandboxHistory: time.Hour}})
+		Policy: gc.Policy{Keep: keep, SandboxHistory: time.Hour, AuditHistory: time.Hour}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,6 +171,11 @@ func TestPolicy(t *testing.T) {
 	}
 	orphan := w.blob(t, kiln.RoleRootfs, "nobody's")
 	w.sandbox(t, v[0], kiln.SandboxDeleted, time.Now().Add(-2*time.Hour))
+	for id, at := range map[string]time.Time{"aud_old": time.Now().Add(-2 * time.Hour), "aud_new": time.Now()} {
+		if err := w.RecordAudit(t.Context(), kiln.AuditEvent{ID: id, OrgID: "o", Time: at}); err != nil {
+			t.Fatal(err)
+		}
+	}
 
 	dry := w.run(t, true)
 	for i, x := range v {
@@ -207,6 +212,9 @@ func TestPolicy(t *testing.T) {
 	}
 	if w.blobs.Has(orphan) {
 		t.Error("a blob that nobody refers to stayed")
+	}
+	if events, err := w.Audit(t.Context(), "", "", 10); err != nil || len(events) != 1 || events[0].ID != "aud_new" {
+		t.Errorf("the audit log is %+v, %v", events, err)
 	}
 	if n, err := w.CountEndedSandboxes(t.Context(), time.Now()); n != 0 || err != nil {
 		t.Errorf("%d rows of ended sandboxes, %v", n, err)

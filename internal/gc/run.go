@@ -142,6 +142,20 @@ func (r *run) sandboxes(ctx context.Context) error {
 	return r.opts.Store.DropEndedSandboxes(ctx, before)
 }
 
+// audit forgets changes of long ago.
+func (r *run) audit(ctx context.Context) error {
+	before := time.Now().Add(-r.opts.Policy.AuditHistory)
+	n, err := r.opts.Store.CountOldAudit(ctx, before)
+	if err != nil || n == 0 {
+		return err
+	}
+	r.report.Add(kiln.Garbage{Kind: kiln.GarbageAudit, Name: fmt.Sprintf("%d events", n), Why: "they were recorded long ago"})
+	if r.dry {
+		return nil
+	}
+	return r.opts.Store.DropOldAudit(ctx, before)
+}
+
 // cacheAndBlobs removes what is mentioned nowhere.
 func (r *run) cacheAndBlobs(ctx context.Context) error {
 	sweep, err := r.opts.Blobs.BeginSweep() // before anything is read

@@ -20,7 +20,7 @@ func TestGarbageCollectionAgainstBuilds(t *testing.T) {
 	}
 	key := func(v *kiln.Version) kiln.Digest { return r.opts.Snapshots.Key(v.VMSpec(size)) }
 	c, err := gc.New(gc.Options{
-		Store: r.store, Blobs: r.opts.Blobs, Logs: r.Service, Policy: gc.Policy{Keep: 1, SandboxHistory: time.Hour},
+		Store: r.store, Blobs: r.opts.Blobs, Logs: r.Service, Policy: gc.Policy{Keep: 1, SandboxHistory: time.Hour, AuditHistory: time.Hour},
 		SnapshotKey: func(v *kiln.Version, _ string) (kiln.Digest, error) { return key(v), nil },
 	})
 	if err != nil {

@@ -4,11 +4,12 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"time"
 
 	"github.com/kilnvm/kiln"
 )
 
-// RecordAudit stores one change. Nothing changes or removes it afterwards.
+// RecordAudit stores one change. Nothing changes it afterwards, and only its age removes it.
 func (s *Store) RecordAudit(ctx context.Context, e kiln.AuditEvent) error {
 	return s.write(ctx, func(ctx context.Context, tx *txn) error {
 		_, err := exec(ctx, tx, `INSERT INTO audit (id, org_id, at, token_id, token_name, address, action, target, detail_json)
@@ -46,6 +47,24 @@ func (s *Store) Audit(ctx context.Context, orgID, before string, limit int) ([]k
 		return nil, fmt.Errorf("audit log: %w", err)
 	}
 	return list, nil
+}
+
+// CountOldAudit returns how many events were recorded before a time.
+func (s *Store) CountOldAudit(ctx context.Context, before time.Time) (n int, err error) {
+	if err = s.readers.QueryRowContext(ctx, `SELECT COUNT(*) FROM audit WHERE at < ?`, nanos(before)).Scan(&n); err != nil {
+		return 0, fmt.Errorf("audit log: %w", err)
+	}
+	return n, nil
+}
+
+// DropOldAudit removes the events that were recorded before a time.
+func (s *Store) DropOldAudit(ctx context.Context, before time.Time) error {
+	return s.write(ctx, func(ctx context.Context, tx *txn) error {
+		if _, err := exec(ctx, tx, `DELETE FROM audit WHERE at < ?`, nanos(before)); err != nil {
+			return fmt.Errorf("audit log: %w", err)
+		}
+		return nil
+	})
 }
 
 // auditID is what IDs of events look like. PostgreSQL does not take every text.

@@ -43,6 +43,9 @@ func (s sandboxes) onFirstUse(ctx context.Context, orgID, template string, refus
 	if err != nil || t == nil {
 		return refusal
 	}
-	return kiln.Errorf(kiln.CodeConflict, "template %q is built on its first use, and its build has begun", t.Name).
-		WithHint("try again when it is ready; `kiln templates logs -f %s` follows the build", t.Name)
+	return &api.FirstUse{
+		Template: t.Name,
+		Refusal: kiln.Errorf(kiln.CodeConflict, "template %q is built on its first use, and its build has begun", t.Name).
+			WithHint("try again when it is ready; `kiln templates logs -f %s` follows the build", t.Name),
+	}
 }

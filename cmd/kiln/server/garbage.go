@@ -15,7 +15,7 @@ func (n *node) startCollecting(cfg config.Config, snapshotKey func(kiln.VMSpec) 
 	sizes := cfg.SizeTable()
 	n.garbage, err = gc.New(gc.Options{
 		Store: n.store, Blobs: n.blobs, Logs: n.pipeline, Log: n.log,
-		Policy: gc.Policy{Keep: cfg.GC.Keep, SandboxHistory: time.Duration(cfg.GC.SandboxHistory)},
+		Policy: gc.Policy{Keep: cfg.GC.Keep, SandboxHistory: time.Duration(cfg.GC.SandboxHistory), AuditHistory: time.Duration(cfg.GC.AuditHistory)},
 		SnapshotKey: func(v *kiln.Version, name string) (kiln.Digest, error) {
 			size, err := sizes.ByName(name)
 			if err != nil {

@@ -152,7 +152,7 @@ CREATE TABLE tokens (
 );
 CREATE INDEX tokens_by_org ON tokens (org_id, created_at, id);
 
--- Who changed what. Rows are never changed.
+-- Who changed what. Rows are never changed; those that are old enough are removed.
 CREATE TABLE audit (
     id          TEXT   NOT NULL PRIMARY KEY,
     org_id      TEXT   NOT NULL,
