@@ -101,6 +101,9 @@ type Build struct {
 	RootfsTimeout Duration `toml:"rootfs_timeout"`
 	// SnapshotTimeout bounds booting a template until its snapshot is saved.
 	SnapshotTimeout Duration `toml:"snapshot_timeout"`
+	// SnapshotSizes are sizes that are baked in the background when a version was promoted,
+	// beside the template's default size, which is baked before.
+	SnapshotSizes []string `toml:"snapshot_sizes"`
 	// GitHosts are the hosts that git repositories may be fetched from; empty means any.
 	GitHosts []string `toml:"git_hosts"`
 	// ReadyTimeout is how long a template's ready command may keep failing.
@@ -333,6 +336,11 @@ func (c *Config) checkBuild() error {
 	} {
 		if err := positive(key, d); err != nil {
 			return err
+		}
+	}
+	for _, name := range c.Build.SnapshotSizes {
+		if _, err := kiln.SizeByName(name); err != nil {
+			return kiln.Errorf(kiln.CodeInvalid, "configuration: build.snapshot_sizes: %w", err)
 		}
 	}
 	return positive("build.timeout", c.Build.Timeout)

@@ -23,7 +23,7 @@ func TestSampleFileShowsDefaults(t *testing.T) {
 	want := Default()
 	want.Build.Mirrors = map[string][]string{}
 	want.Build.Keyrings = map[string]string{}
-	want.Build.Layouts, want.Build.GitHosts = []string{}, []string{}
+	want.Build.Layouts, want.Build.GitHosts, want.Build.SnapshotSizes = []string{}, []string{}, []string{}
 	want.Sizes = map[string]Size{}
 	want.Pool.Targets = map[string]int{}
 	want.Sandbox.OrgLimits = map[string]int{}
@@ -110,6 +110,7 @@ func TestValidateNamesTheKey(t *testing.T) {
 		"build.timeout":        func(c *Config) { c.Build.Timeout = 0 },
 		"build.ready_timeout":  func(c *Config) { c.Build.ReadyTimeout = 0 },
 		"build.parallel":       func(c *Config) { c.Build.Parallel = 0 },
+		"build.snapshot_sizes": func(c *Config) { c.Build.SnapshotSizes = []string{"huge"} },
 		"build.max_context_mb": func(c *Config) { c.Build.MaxContextMB = 0 },
 		"vm.accel":             func(c *Config) { c.VM.Accel = "xen" },
 		"vm.channel":           func(c *Config) { c.VM.Channel = "pigeon" },

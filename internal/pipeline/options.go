@@ -92,6 +92,9 @@ type Options struct {
 	MaxContextBytes int64
 	// Sizes are this server's.
 	Sizes kiln.SizeTable
+	// SnapshotSizes are baked, one at a time, after a version was promoted, beside the
+	// template's default size. What a restart interrupts is baked on demand.
+	SnapshotSizes []string
 	// MaxCaptureBytes bounds the captured file system of a sandbox; 0 means 64 GiB.
 	MaxCaptureBytes int64
 	// Limits bound what a context unpacks to.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -606,4 +607,62 @@ func (s *secretImages) Build(ctx context.Context, src kiln.Source, bases []kiln.
 		*s.seen = append(*s.seen, string(v))
 	}
 	return s.imageStage.Build(ctx, src, bases, p)
+}
+
+// TestMoreSizesAreBaked: after the promotion, where the template allows them, and only as long
+// as the version is the current one.
+func TestMoreSizesAreBaked(t *testing.T) {
+	const more = "performance-2x"
+	baking, release := make(chan struct{}, 10), make(chan struct{})
+	var hold atomic.Bool
+	r := newRig(t, dataDir(t), func(o *Options, s *stages) {
+		o.SnapshotSizes = []string{"shared-cpu-1x", "shared-cpu-2x", more}
+		s.hook = func(ctx context.Context, stage kiln.Stage) error {
+			if stage != kiln.StageSnapshot || !hold.Load() {
+				return nil
+			}
+			baking <- struct{}{}
+			select {
+			case <-release:
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+	})
+	sizes := func(id string, number int) (names []string) {
+		t.Helper()
+		list, err := r.store.VersionSnapshots(t.Context(), id, number)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, snap := range list {
+			names = append(names, snap.SizeName)
+		}
+		return names
+	}
+	res := r.create(t, "a", files{"kiln-template.toml": "min_size = \"shared-cpu-2x\"\ndefault_size = \"shared-cpu-4x\""})
+	r.ready(t, res)
+	r.background.Wait()
+	if got := sizes(res.Template.ID, 1); !slices.Equal(got, []string{more, "shared-cpu-2x", "shared-cpu-4x"}) {
+		t.Errorf("baked %q", got)
+	}
+
+	second := r.create(t, "b", files{"f": "1"})
+	r.ready(t, second)
+	r.background.Wait()
+	hold.Store(true)
+	third := r.create(t, "b", files{"f": "2"})
+	<-baking // the default size, before the promotion
+	release <- struct{}{}
+	r.ready(t, third)
+	<-baking // the next size
+	if err := r.Delete(t.Context(), org, "b"); err != nil {
+		t.Fatal(err)
+	}
+	release <- struct{}{}
+	r.background.Wait()
+	if got := sizes(third.Template.ID, 2); slices.Contains(got, more) {
+		t.Errorf("baked for a deleted template: %q", got)
+	}
 }

@@ -312,6 +312,7 @@ func (j *job) promote(ctx context.Context, res *kiln.StageResult) error {
 		return err
 	}
 	j.opts.CurrentChanged()
+	j.background.Go(func() { j.bakeSizes(j.Service.ctx, j.v.TemplateID, j.v.Number) })
 	j.progress.end(*res, fmt.Sprintf("version %d is ready", j.v.Number))
 	return nil
 }

@@ -39,7 +39,8 @@ type Service struct {
 	orphans map[kiln.Digest]bool               // source blobs that may be unused
 	inTurn  map[string]bool                    // deferred builds that will be started without being asked for
 
-	background sync.WaitGroup // builds of built-in templates in their turn
+	background sync.WaitGroup // builds of built-in templates in their turn, bakes of more sizes
+	baking     sync.Mutex     // held by the bake of one more size
 }
 
 // Start takes up what an earlier server left unfinished and starts to work on the queue.

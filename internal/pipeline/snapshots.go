@@ -193,6 +193,44 @@ func (s *Service) EnsureSnapshot(ctx context.Context, v *kiln.Version, sizeName 
 	return snap, err
 }
 
+// bakeSizes makes the snapshots of a promoted version that the options ask for, as long as it
+// is the current one. Nobody waits for them: a failure leaves the size to its first use.
+func (s *Service) bakeSizes(ctx context.Context, templateID string, number int) {
+	for _, name := range s.opts.SnapshotSizes {
+		if err := s.bakeSize(ctx, templateID, number, name); err != nil {
+			if ctx.Err() == nil {
+				s.log.WarnContext(ctx, "bake failed", "template", templateID, "version", number, "size", name, "error", err)
+			}
+			return
+		}
+	}
+}
+
+func (s *Service) bakeSize(ctx context.Context, templateID string, number int, name string) error {
+	s.baking.Lock()
+	defer s.baking.Unlock()
+	org, err := s.opts.Store.TemplateOrg(ctx, templateID)
+	if err != nil {
+		return err
+	}
+	t, err := s.opts.Store.FindTemplate(ctx, org, templateID)
+	if kiln.CodeOf(err) == kiln.CodeNotFound || err == nil && t.Current != number {
+		return nil // deleted or superseded
+	}
+	if err != nil {
+		return err
+	}
+	v, err := s.opts.Store.Version(ctx, templateID, number)
+	if err != nil {
+		return err
+	}
+	_, err = s.EnsureSnapshot(ctx, t.Quota.Apply(v), name)
+	if kiln.CodeOf(err) == kiln.CodeInvalid {
+		return nil // below the template's minimum
+	}
+	return err
+}
+
 func checkMinimum(m kiln.Metadata, size kiln.Size) error {
 	if m.MinSize == "" {
 		return nil

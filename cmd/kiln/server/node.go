@@ -105,7 +105,7 @@ func startNode(ctx context.Context, s *serving, say func(string)) (n *node, err 
 	}
 	n.pipeline, err = pipeline.Start(ctx, pipeline.Options{
 		Store: n.store, Blobs: blobs, Images: n.images, Rootfs: rootfsStage{}, Snapshots: baker, Dir: dir.join("builds"),
-		Parallel: cfg.Build.Parallel, MaxContextBytes: int64(cfg.Build.MaxContextMB) << 20, Sizes: cfg.SizeTable(),
+		Parallel: cfg.Build.Parallel, MaxContextBytes: int64(cfg.Build.MaxContextMB) << 20, Sizes: cfg.SizeTable(), SnapshotSizes: cfg.Build.SnapshotSizes,
 		Timeouts: stageTimeouts(cfg.Build), Git: git.Options{Hosts: cfg.Build.GitHosts},
 		OpenRoot:       func(f *os.File) (kiln.EntrySource, error) { return rootfs.FromTar(f) },
 		CurrentChanged: n.sandboxes.WarmChanged, Meter: s.metrics, Traces: s.traces.Provider(), Log: opts.Log,
