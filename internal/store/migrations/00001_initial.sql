@@ -14,7 +14,6 @@ CREATE TABLE templates (
     current     BIGINT  NOT NULL DEFAULT 0,    -- version that sandboxes start from, 0 before the first
     promoted    BIGINT  NOT NULL DEFAULT 0,    -- newest version that a build promoted; current is older after a rollback
     latest      BIGINT  NOT NULL DEFAULT 0,    -- newest version, whatever became of it
-    recipe      BIGINT  NOT NULL DEFAULT 0,    -- version that was asked for last: rebuilds start from its source
     created_at  BIGINT  NOT NULL,
     updated_at  BIGINT  NOT NULL,
     deleted_at  BIGINT  NOT NULL DEFAULT 0
@@ -135,10 +134,11 @@ CREATE TABLE network_slots (
 
 -- How many warm slots are kept of a template's promoted version.
 CREATE TABLE warm_targets (
+    org_id      TEXT   NOT NULL,
     template_id TEXT   NOT NULL REFERENCES templates (id),
     size        TEXT   NOT NULL,
     slots       BIGINT NOT NULL,
-    PRIMARY KEY (template_id, size)
+    PRIMARY KEY (org_id, template_id, size)
 );
 
 CREATE TABLE tokens (
