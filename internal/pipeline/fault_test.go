@@ -84,6 +84,31 @@ func TestClaimWithoutAnswerIsRepeated(t *testing.T) {
 	r.tidy(t)
 }
 
+// TestPromotionWithoutAnswer loses the connection between the commit of a promotion and its
+// answer: the version is ready, and its log must say so.
+func TestPromotionWithoutAnswer(t *testing.T) {
+	dir, link := databaseBehindLink(t)
+	var changed atomic.Int32
+	r := newRig(t, dir, func(o *Options, _ *stages) { o.CurrentChanged = func() { changed.Add(1) } })
+	link.cutCommit.Store(&cut{after: "SET promoted"})
+	res := r.create(t, "a", nil)
+	r.ready(t, res)
+	if link.cutCommit.Load() != nil {
+		t.Fatal("no answer was lost")
+	}
+	var last string
+	for line, err := range r.Logs(t.Context(), org, res.Version.BuildID, 0, true) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		last = line.Line
+	}
+	if last != "version 1 is ready" || changed.Load() != 1 {
+		t.Errorf("the log ends with %q, and the pool was told %d times", last, changed.Load())
+	}
+	r.tidy(t)
+}
+
 // TestHazard22CancelBeforeTheNextAttempt cancels a build when its attempt has failed and has
 // not been put back: no attempt is there to be told.
 func TestHazard22CancelBeforeTheNextAttempt(t *testing.T) {

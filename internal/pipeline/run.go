@@ -308,11 +308,25 @@ func (j *job) snapshotStage(ctx context.Context, res *kiln.StageResult) error {
 func (j *job) promote(ctx context.Context, res *kiln.StageResult) error {
 	j.v.EndedAt = time.Now().UTC()
 	j.v.Stages = append(j.v.Stages, *res)
-	if err := j.opts.Store.Promote(ctx, j.v); err != nil {
+	if err := j.opts.Store.Promote(ctx, j.v); err != nil && !j.promoted(ctx, err) {
 		return err
 	}
 	j.opts.CurrentChanged()
 	j.background.Go(func() { j.bakeSizes(j.Service.ctx, j.v.TemplateID, j.v.Number) })
 	j.progress.end(*res, fmt.Sprintf("version %d is ready", j.v.Number))
 	return nil
+}
+
+// promoted reports whether a promotion that failed was stored all the same, so that only the
+// answer was lost.
+func (j *job) promoted(ctx context.Context, failure error) bool {
+	if kiln.CodeOf(failure) == kiln.CodeConflict {
+		return false // that is an answer
+	}
+	var stored *kiln.Version
+	err := j.insist(ctx, "cannot tell whether a build is ready", j.v.BuildID, func(ctx context.Context) (err error) {
+		stored, err = j.opts.Store.VersionByBuild(ctx, j.v.BuildID)
+		return err
+	})
+	return err == nil && stored.Status == kiln.VersionReady
 }

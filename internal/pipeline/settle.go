@@ -24,13 +24,13 @@ func (j *job) settle(ctx context.Context, err error) {
 	}
 }
 
-// insist calls put, which stores how a build goes on, until that succeeds or is a conflict.
-// It works also when ctx has ended, and does not give up before the service does: a build
-// must not stay pending or building.
-func (s *Service) insist(ctx context.Context, failure, buildID string, put func(context.Context) error) error {
+// insist calls ask, by which the database stores or tells how a build goes on, until that
+// succeeds or is a conflict. It works also when ctx has ended, and does not give up before
+// the service does: a build must not stay pending or building.
+func (s *Service) insist(ctx context.Context, failure, buildID string, ask func(context.Context) error) error {
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 10*time.Second) {
 		tryCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
-		err := put(tryCtx)
+		err := ask(tryCtx)
 		cancel()
 		if err == nil || kiln.CodeOf(err) == kiln.CodeConflict {
 			return err
