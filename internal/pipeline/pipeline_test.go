@@ -392,6 +392,42 @@ func TestFailedRebuildKeepsTheOldVersion(t *testing.T) {
 	}
 }
 
+// TestTheLastRequestWins asks for the version that serves while another one is on its way to
+// take its place.
+func TestTheLastRequestWins(t *testing.T) {
+	begun, release := make(chan struct{}), make(chan struct{})
+	var hold atomic.Bool
+	r := newRig(t, dataDir(t), func(_ *Options, s *stages) {
+		s.hook = func(ctx context.Context, stage kiln.Stage) error {
+			if stage != kiln.StageSnapshot || !hold.Swap(false) {
+				return nil
+			}
+			begun <- struct{}{}
+			select {
+			case <-release:
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+	})
+	first := r.ready(t, r.create(t, "a", nil))
+	hold.Store(true)
+	second := r.create(t, "a", files{"x": "1"})
+	<-begun
+	third := r.create(t, "a", nil)
+	close(release)
+	if v := r.ready(t, second); v.Number != 2 {
+		t.Errorf("version %d", v.Number)
+	}
+	r.wait(t, third)
+	_, current, err := r.store.ResolveTemplate(t.Context(), org, kiln.TemplateRef{NameOrID: "a"})
+	if err != nil || current.Number != 3 || current.Rootfs != first.Rootfs {
+		t.Errorf("%+v, %v", current, err)
+	}
+	r.tidy(t)
+}
+
 func TestHazard22DeadlinesStopEveryStage(t *testing.T) {
 	for _, stage := range allStages {
 		t.Run(string(stage), func(t *testing.T) {

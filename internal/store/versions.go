@@ -108,10 +108,12 @@ func insertVersion(ctx context.Context, tx *txn, v *kiln.Version, b Build, also 
 
 // AskAgain remembers that a version was asked for again, with options that make no difference
 // to it but to those that follow: rebuilds start from it. done is false, and nothing happens,
-// if it is not the current version any more.
+// if it is not the current version any more, or will not be when a build that runs is ready.
 func (s *Store) AskAgain(ctx context.Context, v *kiln.Version) (done bool, err error) {
 	err = s.write(ctx, func(ctx context.Context, tx *txn) error {
-		n, err := exec(ctx, tx, `UPDATE templates SET recipe = ? WHERE id = ? AND current = ? AND deleted_at = 0`, v.Number, v.TemplateID, v.Number)
+		n, err := exec(ctx, tx, `UPDATE templates SET recipe = ? WHERE id = ? AND current = ? AND deleted_at = 0 AND NOT EXISTS (
+			SELECT 1 FROM versions v JOIN builds b ON b.id = v.build_id WHERE v.template_id = templates.id AND v.number > templates.promoted AND b.active)`,
+			v.Number, v.TemplateID, v.Number)
 		if done = n > 0; err != nil || !done {
 			return err
 		}

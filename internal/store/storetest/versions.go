@@ -165,12 +165,19 @@ func testAskAgain(t *testing.T, f fixture) {
 	if n := recipe(); n != 2 {
 		t.Errorf("the newest version is 2, and rebuilds start from %d", n)
 	}
+	ask(v1, "version 2 will take its place", false)
+	f.promote(t, early)
+	ask(v1, "not the current one any more", false)
+	if _, _, err := f.Rollback(f.ctx, org, "a", 1); err != nil {
+		t.Fatal(err)
+	}
 	ask(v1, "t", true)
 	if n := recipe(); n != 1 {
 		t.Errorf("version 1 was asked for, and rebuilds start from %d", n)
 	}
-	f.promote(t, early)
-	ask(v1, "not the current one any more", false)
+	if _, _, err := f.Rollback(f.ctx, org, "a", 2); err != nil {
+		t.Fatal(err)
+	}
 	if done, err := f.CollectVersion(f.ctx, store.VersionRef{TemplateID: tmpl.ID, Number: 1}, 1); done || err != nil {
 		t.Errorf("what rebuilds start from was given up: %v, %v", done, err)
 	}
