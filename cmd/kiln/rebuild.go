@@ -18,11 +18,11 @@ func (a *app) templatesRebuild() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rebuild NAME [DIR] [--dockerfile FILE]",
 		Short: "Build the next version, unless nothing would change",
-		Long: `Build the next version of a template, unless nothing would change, with the flags that its
-newest version was built with.
+		Long: `Build the next version of a template, unless nothing would change, with the flags of the
+last request for it.
 
 With DIR or --dockerfile the source is what is there now. Without them it is that of the
-newest version: what its git ref means now, its image, or its folder as it was uploaded.`,
+last request: what its git ref means now, its image, or its folder as it was uploaded.`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: a.withClient(func(cmd *cobra.Command, c *client.Client, args []string) error {
 			secrets, err := a.readSecrets(f.secrets)
@@ -63,15 +63,17 @@ newest version: what its git ref means now, its image, or its folder as it was u
 }
 
 // rebuildInput is the context of a next version. Its Dockerfile is called as that of the
-// newest one unless a flag names it.
+// last request unless a flag names it.
 func (a *app) rebuildInput(ctx context.Context, c *client.Client, name string, f buildFlags) (source.Input, error) {
 	if f.dockerfile == "" {
 		t, err := c.GetTemplate(ctx, name)
 		if err != nil {
 			return source.Input{}, err
 		}
-		if len(t.Versions) > 0 {
-			f.dockerfile = t.Versions[0].Options.Dockerfile
+		for _, v := range t.Versions {
+			if v.Number == t.Recipe {
+				f.dockerfile = v.Options.Dockerfile
+			}
 		}
 		if source.OutsideContext(f.dockerfile) {
 			return source.Input{}, usageError{kiln.Errorf(kiln.CodeInvalid, "the Dockerfile of %s lay outside its folder", name).WithHint("name it with --dockerfile FILE")}

@@ -18,7 +18,7 @@ import (
 // rebuilt is a template that remembers how it was rebuilt.
 type rebuilt struct {
 	api.Templates
-	dockerfile string // of its newest version
+	dockerfile string // of what was asked for last
 	request    api.NewTemplate
 	files      []string // of the context that arrived
 	old        bool     // the stored source was asked for
@@ -26,12 +26,13 @@ type rebuilt struct {
 
 func (r *rebuilt) result() (*kiln.Template, *kiln.Version) {
 	v := &kiln.Version{Number: 1, BuildID: "b1", Status: kiln.VersionReady, Options: kiln.BuildOptions{Dockerfile: r.dockerfile}}
-	return &kiln.Template{ID: "tmpl_a", Name: "a", Current: 1, Latest: v}, v
+	return &kiln.Template{ID: "tmpl_a", Name: "a", Current: 1, Recipe: 1, Latest: v}, v
 }
 
 func (r *rebuilt) Get(context.Context, string, string) (*kiln.Template, []*kiln.Version, error) {
 	t, v := r.result()
-	return t, []*kiln.Version{v}, nil
+	failed := &kiln.Version{Number: 2, Status: kiln.VersionFailed, Options: kiln.BuildOptions{Dockerfile: "failed.Dockerfile"}}
+	return t, []*kiln.Version{failed, v}, nil
 }
 
 func (r *rebuilt) Create(_ context.Context, _ string, req api.NewTemplate) (api.Queued, error) {
@@ -78,23 +79,23 @@ func TestRebuildTakesANewContext(t *testing.T) {
 	}
 	all := []string{"Dockerfile", "prod.Dockerfile", "x"}
 	for name, c := range map[string]struct {
-		newest     string
+		last       string
 		args       []string
 		dockerfile string
 		files      []string
 		refused    string
 	}{
-		"nothing new":                  {newest: "Dockerfile"},
-		"folder":                       {newest: "Dockerfile", args: []string{dir, "--pull"}, dockerfile: "Dockerfile", files: all},
-		"Dockerfile named as before":   {newest: "prod.Dockerfile", args: []string{dir}, dockerfile: "prod.Dockerfile", files: all},
-		"Dockerfile that reads":        {newest: "x", args: []string{"-f", filepath.Join(dir, "Dockerfile")}, dockerfile: "Dockerfile", files: all},
-		"Dockerfile alone":             {newest: "x", args: []string{"-f", filepath.Join(dir, "prod.Dockerfile")}, dockerfile: "prod.Dockerfile", files: []string{"prod.Dockerfile"}},
-		"Dockerfile outside":           {newest: ".kiln-dockerfile/Dockerfile", args: []string{dir}, refused: "--dockerfile FILE"},
-		"folder and git credentials":   {newest: "Dockerfile", args: []string{dir, "--git-ssh-key", "k"}, refused: "belong to a template from a git repository"},
-		"Dockerfile that is not there": {newest: "gone", args: []string{dir}, refused: "gone"},
+		"nothing new":                  {last: "Dockerfile"},
+		"folder":                       {last: "Dockerfile", args: []string{dir, "--pull"}, dockerfile: "Dockerfile", files: all},
+		"Dockerfile named as before":   {last: "prod.Dockerfile", args: []string{dir}, dockerfile: "prod.Dockerfile", files: all},
+		"Dockerfile that reads":        {last: "x", args: []string{"-f", filepath.Join(dir, "Dockerfile")}, dockerfile: "Dockerfile", files: all},
+		"Dockerfile alone":             {last: "x", args: []string{"-f", filepath.Join(dir, "prod.Dockerfile")}, dockerfile: "prod.Dockerfile", files: []string{"prod.Dockerfile"}},
+		"Dockerfile outside":           {last: ".kiln-dockerfile/Dockerfile", args: []string{dir}, refused: "--dockerfile FILE"},
+		"folder and git credentials":   {last: "Dockerfile", args: []string{dir, "--git-ssh-key", "k"}, refused: "belong to a template from a git repository"},
+		"Dockerfile that is not there": {last: "gone", args: []string{dir}, refused: "gone"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			templates := &rebuilt{dockerfile: c.newest}
+			templates := &rebuilt{dockerfile: c.last}
 			server := httptest.NewServer(api.New(api.Options{Version: "1", Auth: anybody{}, SpoolDir: t.TempDir(), Templates: templates}).Handler())
 			defer server.Close()
 			r := runKiln(map[string]string{"KILN_SERVER": server.URL, "KILN_TOKEN": "x"}, append([]string{"templates", "rebuild", "a"}, c.args...)...)

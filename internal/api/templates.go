@@ -56,7 +56,7 @@ type NewTemplate struct {
 	Options  kiln.BuildOptions
 	Metadata kiln.Metadata // what the request says; it wins over the context's file
 	Replace  bool
-	Keep     bool // make the next version, with what the newest one's request said
+	Keep     bool // make the next version, with what the last request said
 }
 
 // NewVersion asks for the next version of a template.
@@ -134,6 +134,7 @@ type TemplateDetail struct {
 	Template
 	Versions []*kiln.Version `json:"versions" doc:"Newest first, or the one that the request pins"`
 	Pinned   int             `json:"pinned,omitempty" doc:"The version that the request pins"`
+	Recipe   int             `json:"recipe" doc:"The version that was asked for last: a rebuild starts from its source"`
 }
 
 func templateOf(sizes kiln.SizeTable, t *kiln.Template) Template {
@@ -236,7 +237,7 @@ func (s *Server) getTemplate(ctx context.Context, in *TemplateName) (*templateOu
 	if err != nil {
 		return nil, err
 	}
-	out := &templateOutput{Body: TemplateDetail{Template: templateOf(s.opts.Sizes, t), Versions: versions}}
+	out := &templateOutput{Body: TemplateDetail{Template: templateOf(s.opts.Sizes, t), Versions: versions, Recipe: t.Recipe}}
 	if out.Body.Versions == nil {
 		out.Body.Versions = []*kiln.Version{}
 	}

@@ -44,7 +44,7 @@ type BuildOptions struct {
 
 type buildInput struct {
 	Replace bool `query:"replace" doc:"Build the next version if the name exists"`
-	Keep    bool `query:"keep" doc:"Build the next version of a template that exists, with the args, target and metadata of its newest version's request where this one says nothing"`
+	Keep    bool `query:"keep" doc:"Build the next version of a template that exists, with the args, target and metadata of the last request for it where this one says nothing"`
 	request *http.Request
 	rc      *http.ResponseController
 }

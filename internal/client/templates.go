@@ -24,7 +24,7 @@ type CreateTemplate struct {
 	Options        api.BuildOptions
 	Metadata       kiln.Metadata
 	Replace        bool // build the next version if the name exists
-	Keep           bool // build the next version, with what the newest one's request said
+	Keep           bool // build the next version, with what the last request said
 	// Warnings were found while the context was packed; they are handed through.
 	Warnings []string
 }

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -55,8 +56,9 @@ func TestKeep(t *testing.T) {
 		req.Keep = true
 		return r.Create(t.Context(), org, req)
 	}
+	const newFile = "description = \"new\"\nauthor = \"new\"\n[limits]\nbandwidth_mbps = 10\n"
 	res, err := keep(NewTemplate{
-		Name: first.Template.ID, Context: archive(t, files{"x": "1", "kiln-template.toml": "description = \"new\"\nauthor = \"new\"\n[limits]\nbandwidth_mbps = 10\n"}),
+		Name: first.Template.ID, Context: archive(t, files{"x": "1", "kiln-template.toml": newFile}),
 		Options: kiln.BuildOptions{Args: map[string]string{"B": "2"}},
 	})
 	if err != nil {
@@ -66,6 +68,27 @@ func TestKeep(t *testing.T) {
 	if v.Number != 2 || v.Options.Target != "run" || !maps.Equal(v.Options.Args, map[string]string{"A": "1", "B": "2"}) ||
 		v.Metadata.Description != "new" || v.Metadata.Author != "flag" || v.Metadata.Env["E"] != "1" || v.Metadata.Limits.BurstMBps != 20 {
 		t.Errorf("options %+v, metadata %+v", v.Options, v.Metadata)
+	}
+	// What failed in between is forgotten when its forerunner is asked for again.
+	r.hook = func(context.Context, kiln.Stage) error {
+		return &kiln.BuildError{Stage: kiln.StageImage, Message: "RUN failed"}
+	}
+	failed, err := keep(NewTemplate{Name: "a", Context: archive(t, files{"x": "2", "kiln-template.toml": newFile}), Options: kiln.BuildOptions{Target: "failed"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.wait(t, failed)
+	r.hook = nil
+	again, err := r.Create(t.Context(), org, NewTemplate{Name: "a", Context: archive(t, files{"x": "1", "kiln-template.toml": newFile}), Options: v.Options, Metadata: v.Options.Origin.Metadata, Replace: true})
+	if err != nil || !again.Unchanged {
+		t.Fatalf("%+v, %v", again, err)
+	}
+	res, err = keep(NewTemplate{Name: "a", Context: archive(t, files{"x": "3", "kiln-template.toml": newFile})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := r.ready(t, res); v.Options.Target != "run" {
+		t.Errorf("options %+v", v.Options)
 	}
 	_, err = r.Create(t.Context(), org, NewTemplate{
 		Name: "c", Context: strings.NewReader("root"), Capture: &kiln.CaptureSource{Sandbox: "iabc"},

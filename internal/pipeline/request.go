@@ -32,7 +32,7 @@ type NewTemplate struct {
 	// Replace makes the next version if the organisation has a template of that name.
 	Replace bool
 	// Keep makes the next version of a template that has to exist, with the arguments, target
-	// and metadata of its newest version's request where this one says nothing.
+	// and metadata of the last request for it where this one says nothing.
 	Keep bool
 }
 
@@ -156,13 +156,17 @@ func (s *Service) shadowed(ctx context.Context, t *kiln.Template) []string {
 	return []string{fmt.Sprintf("%s shadows the built-in template %s for this organisation", t.Name, hidden.Name)}
 }
 
-// keep completes req by what the request for the newest version said.
+// keep completes req by what the last request for the template said.
 func (s *Service) keep(ctx context.Context, orgID string, req NewTemplate) (NewTemplate, error) {
 	t, err := s.findOwn(ctx, orgID, req.Name)
 	if err != nil {
 		return req, err
 	}
-	o := t.Latest.Options.Origin
+	last, err := s.asked(ctx, t)
+	if err != nil {
+		return req, err
+	}
+	o := last.Options.Origin
 	if o.Capture != nil {
 		return req, kiln.Errorf(kiln.CodeConflict, "template %q is the file system of a sandbox: its metadata are not those of a build context", t.Name).
 			WithHint("`kiln templates build %s DIR` makes its next version of a folder", t.Name)
@@ -232,7 +236,8 @@ func (s *Service) Rebuild(ctx context.Context, orgID string, req Rebuild) (*Resu
 	return res, err
 }
 
-// nextVersion queues v as the next version of t unless it would equal the promoted one.
+// nextVersion queues v as the next version of t unless it would equal the promoted one and no
+// other is about to take its place.
 func (s *Service) nextVersion(ctx context.Context, t *kiln.Template, v *kiln.Version, src kiln.Source, deferred bool) (*Result, error) {
 	v.TemplateID, src.OrgID = t.ID, t.OrgID
 	keepBase(t, v, &src)
