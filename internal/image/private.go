@@ -11,9 +11,10 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// What a step sees through a mount of the type secret or cache is not in BuildKit's key for
-// it: another organisation with the same instruction would be given the result, or could
-// choose what goes into it. So each such step, and each cache, is its organisation's own.
+// What a step sees through a mount of the type secret or cache, or through the proxy that a
+// build argument names, is not in BuildKit's key for it: another organisation with the same
+// instruction would be given the result, or could choose what goes into it. So each such
+// step, and each cache, is its organisation's own.
 
 // privately returns gw for builds of an organisation.
 func privately(gw gateway.Client, orgID string) gateway.Client {
@@ -40,8 +41,8 @@ func (c privateClient) Solve(ctx context.Context, req gateway.SolveRequest) (*ga
 	return c.Client.Solve(ctx, req)
 }
 
-// privateDefinition returns def with those of its steps that see a secret or a cache made the
-// organisation's own. A step is named by the digest of its content, in which the steps before
+// privateDefinition returns def with those of its steps whose key does not cover what they
+// see made the organisation's own. A step is named by the digest of its content, in which the steps before
 // it have their names: those after it get new ones, too.
 func privateDefinition(def *pb.Definition, orgID string) (*pb.Definition, error) {
 	renamed := map[digest.Digest]digest.Digest{}
@@ -88,7 +89,7 @@ func privateDefinition(def *pb.Definition, orgID string) (*pb.Definition, error)
 // makePrivate changes a step, if it needs it, and reports whether it did. Its mark is a secret
 // that nobody has: part of the key, and nothing that the step could see.
 func makePrivate(step *pb.ExecOp, orgID string) bool {
-	if step == nil || len(step.Secretenv) == 0 && !slices.ContainsFunc(step.Mounts, isPrivate) {
+	if step == nil || len(step.Secretenv) == 0 && step.GetMeta().GetProxyEnv() == nil && !slices.ContainsFunc(step.Mounts, isPrivate) {
 		return false
 	}
 	for _, m := range step.Mounts {
