@@ -44,8 +44,8 @@ func (s *Service) ingest(ctx context.Context, r io.Reader, limit int64, what, hi
 	return blob, err
 }
 
-// receiveGit pins the commit. It is fetched unless the version that was asked
-// for last has it already.
+// receiveGit pins the commit. It is fetched unless the version that was asked for last has
+// it already.
 func (s *Service) receiveGit(ctx context.Context, orgID string, req NewTemplate, v *kiln.Version, dir string) (kiln.Source, error) {
 	work := filepath.Join(dir, "git")
 	if err := os.Mkdir(work, 0o700); err != nil {
@@ -93,6 +93,7 @@ func (s *Service) fetched(ctx context.Context, orgID, name string, digest kiln.D
 	if err != nil || v.SourceDigest != digest {
 		return ""
 	}
+	s.opts.Blobs.Touch(ctx, v.SourceBlob) // another request may be the last one before this one is stored
 	if _, err := os.Stat(s.opts.Blobs.Path(v.SourceBlob)); err != nil {
 		return ""
 	}

@@ -54,6 +54,19 @@ func TestGitSource(t *testing.T) {
 			t.Errorf("ran %q", ran)
 		}
 	})
+	t.Run("what is not fetched again stays until the request is stored", func(t *testing.T) {
+		ctx, release := r.opts.Blobs.Hold(t.Context())
+		defer release()
+		blob := r.fetched(ctx, org, "g", v.SourceDigest)
+		sweep, err := r.opts.Blobs.BeginSweep()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer sweep.End()
+		if removed, err := sweep.Remove(blob); blob != v.SourceBlob || removed || err != nil {
+			t.Errorf("blob %q removed: %v, %v", blob, removed, err)
+		}
+	})
 	t.Run("no-cache forces a build of the same commit", func(t *testing.T) {
 		blobs := r.blobCount(t)
 		res, err := r.Rebuild(t.Context(), org, Rebuild{Template: "g", GitCredentials: cred, NoCache: true})
