@@ -6,7 +6,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"path/filepath"
 	"reflect"
 	"time"
 
@@ -34,16 +33,6 @@ type NewTemplate struct {
 	// Keep makes the next version of a template that has to exist, with the arguments, target
 	// and metadata of the last request for it where this one says nothing.
 	Keep bool
-}
-
-// Rebuild asks for the next version of a template from the source that was asked for last.
-type Rebuild struct {
-	Template string // ID or name
-	NoCache  bool
-	Pull     bool
-	// Secrets are needed again, because those of earlier builds were not kept.
-	Secrets        map[string][]byte
-	GitCredentials kiln.GitCredentials // needed again, too
 }
 
 // Result is the answer to a request for a build.
@@ -156,86 +145,6 @@ func (s *Service) shadowed(ctx context.Context, t *kiln.Template) []string {
 	return []string{fmt.Sprintf("%s shadows the built-in template %s for this organisation", t.Name, hidden.Name)}
 }
 
-// keep completes req by what the last request for the template said.
-func (s *Service) keep(ctx context.Context, orgID string, req NewTemplate) (NewTemplate, error) {
-	t, err := s.findOwn(ctx, orgID, req.Name)
-	if err != nil {
-		return req, err
-	}
-	last, err := s.asked(ctx, t)
-	if err != nil {
-		return req, err
-	}
-	o := last.Options.Origin
-	if o.Capture != nil {
-		return req, kiln.Errorf(kiln.CodeConflict, "template %q is the file system of a sandbox: its metadata are not those of a build context", t.Name).
-			WithHint("`kiln templates build %s DIR` makes its next version of a folder", t.Name)
-	}
-	req.Name, req.Replace = t.Name, true
-	if req.Options.Target == "" {
-		req.Options.Target = o.Target
-	}
-	req.Options.Args = overlay(o.Args, req.Options.Args)
-	req.Metadata = overMetadata(o.Metadata, req.Metadata)
-	return req, nil
-}
-
-// findOwn returns a template that the organisation may rebuild.
-func (s *Service) findOwn(ctx context.Context, orgID, ref string) (*kiln.Template, error) {
-	name, err := kiln.ParseWholeTemplate(ref, "templates rebuild", "the next version follows the newest one")
-	if err != nil {
-		return nil, err
-	}
-	t, err := s.opts.Store.FindTemplate(ctx, orgID, name)
-	if err != nil {
-		return nil, err
-	}
-	if t.BuiltIn && orgID != "" {
-		return nil, kiln.Errorf(kiln.CodeForbidden, "template %q is built-in and rebuilt by the server only", t.Name).
-			WithHint("its operator can: kiln templates build --builtin %s --pull", t.Name)
-	}
-	return t, nil
-}
-
-// Rebuild queues the next version of a template, unless that would change nothing.
-func (s *Service) Rebuild(ctx context.Context, orgID string, req Rebuild) (*Result, error) {
-	t, err := s.findOwn(ctx, orgID, req.Template)
-	if err != nil {
-		return nil, err
-	}
-	old, err := s.asked(ctx, t)
-	if err != nil {
-		return nil, err
-	}
-	// Another request may be the last one before this one has read it.
-	ctx, release := s.opts.Blobs.Hold(ctx)
-	defer release()
-	s.opts.Blobs.Touch(ctx, old.SourceBlob)
-	if g := old.Options.Origin.Git; g != nil {
-		return s.rebuildGit(ctx, t, old.Options, req)
-	}
-	v := &kiln.Version{
-		TemplateID: t.ID, BuildID: kiln.NewID("build_"), CreatedAt: time.Now().UTC(),
-		SourceBlob: old.SourceBlob, SourceDigest: old.SourceDigest, Options: old.Options, Metadata: old.Metadata,
-	}
-	v.Options.NoCache, v.Options.Pull, v.Options.Secrets = req.NoCache, req.Pull, req.Secrets
-	dir, err := s.opts.Blobs.TempDir("request")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	src, err := s.readSource(ctx, filepath.Join(dir, "recipe"), v)
-	if err != nil {
-		return nil, err
-	}
-	res, err := s.nextVersion(ctx, t, v, src, false)
-	if o := old.Options.Origin; err == nil && !t.BuiltIn && o.Image == "" && o.Capture == nil {
-		res.Warnings = append(res.Warnings, fmt.Sprintf(
-			"the build context is as it was uploaded; files that have changed since count with: kiln templates rebuild %s DIR", t.Name))
-	}
-	return res, err
-}
-
 // nextVersion queues v as the next version of t unless it would equal the promoted one and no
 // other is about to take its place.
 func (s *Service) nextVersion(ctx context.Context, t *kiln.Template, v *kiln.Version, src kiln.Source, deferred bool) (*Result, error) {
@@ -255,14 +164,6 @@ func (s *Service) nextVersion(ctx context.Context, t *kiln.Template, v *kiln.Ver
 	}
 	t.Latest, t.Recipe = v, v.Number
 	return &Result{Template: t, Version: v}, nil
-}
-
-// asked returns the version of t that was asked for last.
-func (s *Service) asked(ctx context.Context, t *kiln.Template) (*kiln.Version, error) {
-	if t.Recipe == t.Latest.Number {
-		return t.Latest, nil
-	}
-	return s.opts.Store.Version(ctx, t.ID, t.Recipe)
 }
 
 // keepBase lets v start from the base that was chosen for the promoted version, unless the
@@ -345,72 +246,6 @@ func (s *Service) inputs(ctx context.Context, v *kiln.Version, src kiln.Source) 
 		return keys{}, nil, err
 	}
 	return s.keysOf(src, bases), bases, nil
-}
-
-// normal makes metadata comparable: a value that came back from the database has nil
-// where a fresh one may have an empty map.
-func normal(m kiln.Metadata) kiln.Metadata {
-	if len(m.Env) == 0 {
-		m.Env = nil
-	}
-	if len(m.Tags) == 0 {
-		m.Tags = nil
-	}
-	if len(m.Build.Args) == 0 {
-		m.Build.Args = nil
-	}
-	return m
-}
-
-// mergeMetadata returns file with what over sets, and checks what comes of it.
-func mergeMetadata(file, over kiln.Metadata) (kiln.Metadata, error) {
-	m := overMetadata(file, over)
-	if err := source.CheckMetadata(m); err != nil {
-		return kiln.Metadata{}, err
-	}
-	return m, nil
-}
-
-// overMetadata returns file with what over sets. Environments and build arguments are joined.
-func overMetadata(file, over kiln.Metadata) kiln.Metadata {
-	m := file
-	for _, f := range []struct {
-		dst *string
-		src string
-	}{
-		{&m.Name, over.Name}, {&m.Description, over.Description}, {&m.Author, over.Author}, {&m.Icon, over.Icon},
-		{&m.DefaultSize, over.DefaultSize}, {&m.MinSize, over.MinSize}, {&m.StartCmd, over.StartCmd}, {&m.ReadyCmd, over.ReadyCmd},
-		{&m.PostRestore, over.PostRestore}, {&m.Init, over.Init}, {&m.Smoke, over.Smoke}, {&m.Build.Target, over.Build.Target},
-	} {
-		if f.src != "" {
-			*f.dst = f.src
-		}
-	}
-	if over.Tags != nil {
-		m.Tags = over.Tags
-	}
-	if over.DiskMB != 0 {
-		m.DiskMB = over.DiskMB
-	}
-	m.Egress = over.Egress.Over(m.Egress)
-	m.Limits = over.Limits.Over(m.Limits)
-	if over.Build.Base != nil {
-		m.Build.Base = over.Build.Base
-	}
-	m.Build.Args = overlay(m.Build.Args, over.Build.Args)
-	m.Env = overlay(m.Env, over.Env)
-	return m
-}
-
-// overlay returns the entries of both maps; those of over win.
-func overlay(under, over map[string]string) map[string]string {
-	if len(over) == 0 {
-		return under
-	}
-	all := make(map[string]string, len(under)+len(over))
-	maps.Copy(all, under)
-	maps.Copy(all, over)
-	return all
 }
 
 // beginUpload announces that a source blob may get a new user.
