@@ -39,6 +39,14 @@ func (l DiskLimits) Over(under DiskLimits) DiskLimits {
 // maxDiskLimit is far above what any disk does.
 const maxDiskLimit = 1 << 20
 
+// CheckDiskLimit returns an [Error] when no limit has this value.
+func CheckDiskLimit(value int) error {
+	if value < 0 || value > maxDiskLimit {
+		return Errorf(CodeInvalid, "%d is not between 0 and %d", value, maxDiskLimit)
+	}
+	return nil
+}
+
 // Validate returns the first fault as an [Error] that names the limit.
 func (l DiskLimits) Validate() error {
 	for _, f := range []struct {
@@ -48,9 +56,10 @@ func (l DiskLimits) Validate() error {
 		{"bandwidth_mbps", l.BandwidthMBps, -1}, {"ops_per_sec", l.OpsPerSec, -1},
 		{"burst_mbps", l.BurstMBps, l.BandwidthMBps}, {"burst_ops", l.BurstOps, l.OpsPerSec},
 	} {
+		if err := CheckDiskLimit(f.value); err != nil {
+			return Errorf(CodeInvalid, "disk limit %s: %w", f.name, err)
+		}
 		switch {
-		case f.value < 0 || f.value > maxDiskLimit:
-			return Errorf(CodeInvalid, "disk limit %s: %d is not between 0 and %d", f.name, f.value, maxDiskLimit)
 		case f.value > 0 && f.below == 0:
 			return Errorf(CodeInvalid, "disk limit %s without the limit that it extends", f.name).
 				WithHint("burst_mbps goes with bandwidth_mbps, burst_ops with ops_per_sec")

@@ -55,7 +55,12 @@ func (p *metadataParser) egressTable(v value) error {
 func (p *metadataParser) limitsTable(v value) error {
 	l := &p.out.Limits
 	number := func(dst *int) func(value) error {
-		return func(m value) error { return m.decode(dst, "a whole number") }
+		return func(m value) error {
+			if err := m.decode(dst, "a whole number"); err != nil {
+				return err
+			}
+			return m.check(kiln.CheckDiskLimit(*dst))
+		}
 	}
 	err := p.members(v, map[string]func(value) error{
 		"bandwidth_mbps": number(&l.BandwidthMBps), "ops_per_sec": number(&l.OpsPerSec),

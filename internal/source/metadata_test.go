@@ -136,6 +136,8 @@ func TestParseMetadataErrors(t *testing.T) {
 		{"[egress]\nmode = \"allow_all\"\nallow_cidrs = [\"10.0.0.0/8\"]", "egress: mode allow_all contradicts", 1},
 		{"[egress]\nallow_domains = [\"*\"]", "egress.allow_domains:", 2},
 		{"[limits]\nbandwidth_mbps = \"fast\"", "limits.bandwidth_mbps: want a whole number", 2},
+		{"[limits]\n\nops_per_sec = -1", "limits.ops_per_sec: -1 is not between", 3},
+		{"tags = [\"a\", 5]", "tags: want a list of strings, found a list with something else in it", 1},
 		{"[limits]\nburst_ops = 5", "limits: disk limit burst_ops without", 1},
 		{"build = 1", "build: want a table", 1},
 		{"template = 1", "template: want a table", 1},

@@ -46,16 +46,20 @@ func (v value) isTable() bool {
 }
 
 func (v value) mismatch(want string) error {
-	return v.errorf("want %s, found %s", want, article(v.p.md.Type(v.key...)))
+	found := article(v.p.md.Type(v.key...))
+	if strings.HasPrefix(want, "a list") && found == "an array" {
+		found = "a list with something else in it"
+	}
+	return v.errorf("want %s, found %s", want, found)
 }
 
 // article turns the library's name of a TOML type into words.
 func article(tomlType string) string {
 	switch tomlType {
 	case "Integer", "Array":
-		return "an " + strings.ToLower(tomlType) + " that does not fit"
+		return "an " + strings.ToLower(tomlType)
 	case "Hash", "":
-		return "a table that does not fit"
+		return "a table"
 	}
 	return "a " + strings.ToLower(tomlType)
 }
