@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strings"
 	"syscall"
+	"unicode"
 
 	"github.com/kilnvm/kiln"
 	"github.com/kilnvm/kiln/internal/api"
@@ -36,6 +37,10 @@ func New(opts Options) (*Client, error) {
 	base, err := url.Parse(opts.Server)
 	if err != nil || base.Host == "" || base.Scheme != "http" && base.Scheme != "https" {
 		return nil, kiln.Errorf(kiln.CodeInvalid, "server %q is not a URL such as http://127.0.0.1:7070", opts.Server)
+	}
+	if strings.ContainsFunc(opts.Token, unicode.IsControl) {
+		return nil, kiln.Errorf(kiln.CodeInvalid, "the token holds a line break or another control character").
+			WithHint("a file with a token has it in one line")
 	}
 	base.Path = strings.TrimSuffix(base.Path, "/")
 	if opts.Transport == nil {
@@ -81,6 +86,9 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 
 // send returns a successful response, whose body the caller closes.
 func (c *Client) send(ctx context.Context, method, path, contentType string, body io.Reader) (*http.Response, error) {
+	if err := checkPath(path); err != nil {
+		return nil, err
+	}
 	req, err := http.NewRequestWithContext(ctx, method, c.base.String()+path, body)
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", method, path, err)
@@ -137,6 +145,17 @@ func asError(e api.Error) error {
 		return e.Build
 	}
 	return &kiln.Error{Code: e.Code, Message: e.Message, Hint: e.Hint}
+}
+
+// checkPath refuses names that cannot be a segment of a path and would lead to another route.
+func checkPath(path string) error {
+	path, _, _ = strings.Cut(path, "?")
+	for s := range strings.SplitSeq(strings.TrimPrefix(path, "/"), "/") {
+		if s == "" || s == "." || s == ".." {
+			return kiln.Errorf(kiln.CodeInvalid, "%q is no name and no ID", s)
+		}
+	}
+	return nil
 }
 
 // segment escapes s as one segment of a path.

@@ -89,6 +89,21 @@ func TestNamesAreEscaped(t *testing.T) {
 	}
 }
 
+func TestNamesThatAreNoSegment(t *testing.T) {
+	c := newClient(t, func(_ http.ResponseWriter, r *http.Request) { t.Errorf("asked %s %s", r.Method, r.URL) })
+	for _, name := range []string{"", ".", ".."} {
+		if err := c.DeleteTemplate(t.Context(), name); kiln.CodeOf(err) != kiln.CodeInvalid || !strings.Contains(err.Error(), "is no name") {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+func TestTokenOfTwoLines(t *testing.T) {
+	if _, err := New(Options{Server: "http://127.0.0.1:1", Token: "kiln_a\n"}); kiln.CodeOf(err) != kiln.CodeInvalid || !strings.Contains(err.Error(), "token") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // A log stream that breaks is taken up again after the last line that arrived whole.
 func TestBuildLogIsTakenUpAgain(t *testing.T) {
 	var offsets []string
