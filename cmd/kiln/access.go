@@ -78,6 +78,9 @@ func (a *app) tokensCommand() *cobra.Command {
 
 const orgUsage = "organisation by name or ID (default: the token's own)"
 
+// maxTokenLife is the longest that the server gives.
+const maxTokenLife = 10 * 365 * 24 * time.Hour
+
 func (a *app) tokensCreate() *cobra.Command {
 	var org string
 	var scopes []string
@@ -85,8 +88,9 @@ func (a *app) tokensCreate() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "create NAME", Short: "Create a token and print its secret, this once", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if life < 0 || life > 0 && life < time.Second {
-				return usageError{kiln.Errorf(kiln.CodeInvalid, "a life of %s", life).WithHint("--expires takes 1s or more, such as 720h")}
+			if cmd.Flags().Changed("expires") && (life < time.Second || life > maxTokenLife) {
+				return usageError{kiln.Errorf(kiln.CodeInvalid, "--expires: a life of %s", life).
+					WithHint("it takes 1s to 87600h (ten years), such as 720h; without it a token lives for ever")}
 			}
 			c, err := a.client()
 			if err != nil {

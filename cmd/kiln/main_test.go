@@ -193,6 +193,28 @@ func TestTableIsOneLineARow(t *testing.T) {
 	}
 }
 
+// An empty cell at the end of a row moves nothing in the rows below it.
+func TestTableKeepsItsColumns(t *testing.T) {
+	var out bytes.Buffer
+	if err := table(&out, [][]string{{"NAME", "BUILT-IN", "DESCRIPTION"}, {"a", "no", ""}, {"b", "yes", "x"}}); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := out.String(), "NAME  BUILT-IN  DESCRIPTION\na     no\nb     yes       x\n"; got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+}
+
+// A token that was to expire at once, or never can, is no token that lives for ever.
+func TestLifeOfATokenThatNoneHas(t *testing.T) {
+	env := map[string]string{"KILN_SERVER": "http://127.0.0.1:1", "KILN_TOKEN": "x"}
+	for _, life := range []string{"0", "-1h", "1ns", "87601h"} {
+		r := runKiln(env, "tokens", "create", "ci", "--scope", "admin", "--expires="+life)
+		if r.code != 2 || !strings.Contains(r.stderr, "--expires") {
+			t.Errorf("%s: exit code %d: %s", life, r.code, r.stderr)
+		}
+	}
+}
+
 // TestListTemplates: every flag arrives, all pages are read, and wide tells more.
 func TestListTemplates(t *testing.T) {
 	queries := make(chan string, 2)
