@@ -67,7 +67,7 @@ func (f *buildFlags) checkGiven(flags *pflag.FlagSet) error {
 		return usageError{kiln.Errorf(kiln.CodeInvalid, "--%s %s says nothing", name, value).
 			WithHint("leave it out; a flag cannot take away what kiln-template.toml says")}
 	}
-	for _, t := range f.texts() {
+	for _, t := range append(f.texts(), textFlag{name: "egress-mode", dst: &f.egress.mode}) {
 		if *t.dst == "" {
 			if err := refuse(t.name, `""`); err != nil {
 				return err

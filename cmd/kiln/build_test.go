@@ -141,6 +141,7 @@ func TestOneSourceOnly(t *testing.T) {
 		{[]string{"build", "--builtin", "go", "--image", "a"}, "takes no --image"},
 		{[]string{"build", "x", "dir", "--description", ""}, `--description "" says nothing`},
 		{[]string{"build", "x", "dir", "--size", ""}, `--size "" says nothing`},
+		{[]string{"build", "x", "dir", "--egress-mode", ""}, `--egress-mode "" says nothing`},
 		{[]string{"create", "x", "--start-cmd", ""}, `--start-cmd "" says nothing`},
 		{[]string{"create", "x", "--disk-size-mb", "0"}, "--disk-size-mb 0 says nothing"},
 		{[]string{"create", "x", "--ops-per-sec", "-5"}, "--ops-per-sec -5 says nothing"},
