@@ -95,7 +95,7 @@ builds it again with --no-cache or --pull.`,
 					args = []string{"", args[0]} // the metadata file has the name
 				}
 				if len(args) < 2 {
-					return usageError{kiln.Errorf(kiln.CodeInvalid, "no source given").WithHint("name a folder with a Dockerfile, or use --repo or --image")}
+					return usageError{kiln.Errorf(kiln.CodeInvalid, "no source given for template %q, and no folder is called that", args[0]).WithHint("name a folder with a Dockerfile, or use --repo or --image")}
 				}
 				if args[1] == "-" {
 					return usageError{kiln.Errorf(kiln.CodeInvalid, "a build context cannot be read from standard input").

@@ -131,7 +131,9 @@ func TestOneSourceOnly(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"build", "x"}, "no source given"},
+		{[]string{"build", "x"}, `no source given for template "x", and no folder`},
+		{[]string{"build", "x", "dir", "--target", "\xff"}, "--target is not text in UTF-8"},
+		{[]string{"create", "x", "--env", "A=\xff"}, "--env is not text in UTF-8"},
 		{[]string{"build", "x", "dir", "--git-ssh-key", "f"}, "belong to --repo"},
 		{[]string{"build", "x", "--repo", "https://example.org/a", "--dockerfile", "-"}, "cannot be read from standard input"},
 		{[]string{"build", "x", "--image", "a", "--build-arg", "A=1"}, "--image has none"},

@@ -5,6 +5,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -57,6 +58,15 @@ func (f *buildFlags) checkGiven(flags *pflag.FlagSet) error {
 		}
 		return usageError{kiln.Errorf(kiln.CodeInvalid, "--%s %s says nothing", name, value).
 			WithHint("leave it out; a flag cannot take away what kiln-template.toml says")}
+	}
+	var err error
+	flags.Visit(func(flag *pflag.Flag) {
+		if err == nil && !utf8.ValidString(flag.Value.String()) {
+			err = usageError{kiln.Errorf(kiln.CodeInvalid, "--%s is not text in UTF-8", flag.Name)}
+		}
+	})
+	if err != nil {
+		return err
 	}
 	for _, t := range append(f.texts(), textFlag{name: "egress-mode", dst: &f.egress.mode}) {
 		if *t.dst == "" {

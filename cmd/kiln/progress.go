@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"time"
 
 	buildkit "github.com/moby/buildkit/client"
@@ -59,8 +60,40 @@ func (a *app) watch(ctx context.Context, c *client.Client, w io.Writer, id strin
 		return nil, err
 	}
 	o.Events = events
-	build, err := c.BuildLog(ctx, id, o, d.record)
+	arrived := func() {}
+	if o.Follow {
+		arrived = a.sayIfQueued(ctx, c, id)
+	}
+	build, err := c.BuildLog(ctx, id, o, func(l api.LogLine) error {
+		arrived()
+		return d.record(l)
+	})
+	arrived()
 	return build, errors.Join(err, d.end(build))
+}
+
+// silence is after how long it is looked up whether a build without any record has begun.
+const silence = 2 * time.Second
+
+// sayIfQueued tells on standard error that a build waits for others, if nothing of it arrives
+// soon. The function that it returns is to be called when something has.
+func (a *app) sayIfQueued(ctx context.Context, c *client.Client, id string) (arrived func()) {
+	var mu sync.Mutex
+	begun := false
+	timer := time.AfterFunc(silence, func() {
+		b, err := c.GetBuild(ctx, id)
+		mu.Lock()
+		defer mu.Unlock()
+		if err == nil && b.Status == api.BuildQueued && !begun {
+			fmt.Fprintf(a.stderr, "the build of %s version %d waits for others to end\n", b.Name, b.Version)
+		}
+	})
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		begun = true
+		timer.Stop()
+	}
 }
 
 // display chooses how a build is shown, and says whether that needs its events.

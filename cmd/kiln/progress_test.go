@@ -119,6 +119,49 @@ func TestProgressOfFirstUse(t *testing.T) {
 	}
 }
 
+// TestProgressOfAQueuedBuild: nothing of it arrives until others have ended.
+func TestProgressOfAQueuedBuild(t *testing.T) {
+	asked := make(chan struct{})
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/templates/builds/b1", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"id":"b1","name":"hello","version":3,"status":"queued"}`)
+		close(asked)
+	})
+	mux.HandleFunc("GET /v1/templates/hello", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"name":"hello","latest":{"id":"b1"}}`)
+	})
+	said := make(chan struct{})
+	mux.HandleFunc("GET /v1/templates/builds/b1/logs", func(w http.ResponseWriter, _ *http.Request) {
+		<-asked
+		<-said
+		fmt.Fprintf(w, "event: done\ndata: %s\n\n", doneBuild)
+	})
+	server := httptest.NewServer(mux)
+	t.Cleanup(server.Close)
+	stderr := writerFunc(func(p []byte) {
+		if string(p) != "the build of hello version 3 waits for others to end\n" {
+			t.Errorf("said %q", p)
+		}
+		close(said)
+	})
+	env := map[string]string{"KILN_SERVER": server.URL, "KILN_TOKEN": "x"}
+	lookupEnv := func(name string) (string, bool) {
+		v, ok := env[name]
+		return v, ok
+	}
+	if code := run([]string{"templates", "logs", "-f", "hello"}, strings.NewReader(""), io.Discard, stderr, lookupEnv); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+type writerFunc func(p []byte)
+
+// Write implements io.Writer.
+func (f writerFunc) Write(p []byte) (int, error) {
+	f(p)
+	return len(p), nil
+}
+
 func TestProgressPlain(t *testing.T) {
 	env := logServer(t, doneBuild)
 	const want = "[source] done in 1s\n#1 [1/2] FROM debian\n#2 CACHED\ndone in 3s\n[rootfs] unchanged, found in 1ms\n"

@@ -163,10 +163,12 @@ func (s *Server) getBuild(ctx context.Context, in *BuildID) (*buildOutput, error
 
 func (s *Server) cancelBuild(ctx context.Context, in *BuildID) (*struct{}, error) {
 	org := orgOf(ctx)
-	t, _, err := s.opts.Templates.Build(ctx, org, in.ID)
+	t, v, err := s.opts.Templates.Build(ctx, org, in.ID)
 	if err != nil {
 		return nil, err
 	}
+	note(ctx, "template", t.Name)
+	note(ctx, "version", strconv.Itoa(v.Number))
 	if t.BuiltIn && callerOf(ctx).Operator() {
 		org = t.OrgID
 	}

@@ -50,9 +50,12 @@ func (s *Service) Build(ctx context.Context, orgID, buildID string) (*kiln.Templ
 // Cancel stops a queued or running build. It returns at once; Wait tells when the build
 // has ended and everything it held is released. A build that has ended is a conflict.
 func (s *Service) Cancel(ctx context.Context, orgID, buildID string) error {
-	t, _, err := s.Build(ctx, orgID, buildID)
+	t, v, err := s.Build(ctx, orgID, buildID)
 	if err != nil {
 		return err
+	}
+	if v.Status.Terminal() {
+		return ended(t, v)
 	}
 	if t.BuiltIn && orgID != "" {
 		return kiln.Errorf(kiln.CodeForbidden, "template %q is built-in: its builds serve everybody, and only the server's operator cancels them", t.Name)
@@ -71,6 +74,14 @@ func (s *Service) Cancel(ctx context.Context, orgID, buildID string) error {
 	}
 	s.interrupt(buildID)
 	return nil
+}
+
+// ended says that there is nothing to cancel any more, and why.
+func ended(t *kiln.Template, v *kiln.Version) error {
+	if v.BuildError != nil {
+		return kiln.Errorf(kiln.CodeConflict, "the build of %s version %d has ended: %s", t.Name, v.Number, v.BuildError.Message)
+	}
+	return kiln.Errorf(kiln.CodeConflict, "the build of %s version %d has ended: it is %s", t.Name, v.Number, v.Status)
 }
 
 func (s *Service) interrupt(buildID string) {

@@ -477,7 +477,8 @@ func TestHazard22CancelStopsEveryStage(t *testing.T) {
 			if v.Status != kiln.VersionFailed || !strings.Contains(v.BuildError.Message, "cancelled") {
 				t.Errorf("%s: %+v", v.Status, v.BuildError)
 			}
-			if err := r.Cancel(t.Context(), org, res.Version.BuildID); kiln.CodeOf(err) != kiln.CodeConflict {
+			err := r.Cancel(t.Context(), org, res.Version.BuildID)
+			if kiln.CodeOf(err) != kiln.CodeConflict || !strings.Contains(err.Error(), "a version 1 has ended: the build was cancelled") {
 				t.Errorf("again: %v", err)
 			}
 			r.tidy(t)

@@ -65,13 +65,17 @@ func (m *Manager) WarmTarget(ctx context.Context, who kiln.Principal, template, 
 	if err != nil {
 		return kiln.WarmTarget{}, err
 	}
-	p, err := m.warmPlan(ctx, who.OrgID, name, size)
+	t, _, err := m.opts.Store.ResolveTemplate(ctx, who.OrgID, kiln.TemplateRef{NameOrID: name})
 	if err != nil {
 		return kiln.WarmTarget{}, err
 	}
-	if p.template.BuiltIn && !who.Operator() {
-		return kiln.WarmTarget{}, kiln.Errorf(kiln.CodeForbidden, "template %q is built-in and its warm slots are the server's", p.template.Name).
+	if t.BuiltIn && !who.Operator() {
+		return kiln.WarmTarget{}, kiln.Errorf(kiln.CodeForbidden, "template %q is built-in and its warm slots are the server's", t.Name).
 			WithHint("set them for a template of your own")
+	}
+	p, err := m.warmPlan(ctx, who.OrgID, name, size)
+	if err != nil {
+		return kiln.WarmTarget{}, err
 	}
 	return kiln.WarmTarget{OrgID: p.template.OrgID, TemplateID: p.template.ID, Size: p.size.Name, Slots: slots}, nil
 }

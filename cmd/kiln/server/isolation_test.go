@@ -344,18 +344,14 @@ var changesElsewhere = []string{"buildTemplate", "rebuildTemplate", "rollbackTem
 func TestEveryChangeIsRecorded(t *testing.T) {
 	w := newTenants(t)
 	w.template(t, "org_ours", "second", "")
-	waiting := &kiln.Template{ID: kiln.NewTemplateID(), BuiltIn: true, Name: "waiting"}
-	v := &kiln.Version{TemplateID: waiting.ID, BuildID: kiln.NewID("build_")}
-	if err := w.node.store.CreateTemplate(t.Context(), waiting, v, store.Build{Node: "local", Deferred: true}, nil); err != nil {
-		t.Fatal(err)
-	}
+	w.unbuilt(t, "waiting")
 	sandbox := "/v1/sandboxes/" + w.ours.sandbox
 	const ours, operator = "org_ours", kiln.LocalOrgID
 	changes := []struct{ who, method, path, body, action, detail string }{
 		{ours, "PUT", "/v1/tags/ourtemplate/stable", `{"version":1}`, "setTag", ""},
 		{ours, "DELETE", "/v1/tags/ourtemplate/stable", "", "removeTag", ""},
 		{ours, "PATCH", "/v1/templates/ourtemplate/quota", `{"ops_per_sec":50}`, "updateTemplateQuota", ""},
-		{ours, "POST", "/v1/templates/builds/" + w.ours.build + "/cancel", "", "cancelBuild", ""},
+		{ours, "POST", "/v1/templates/builds/" + w.ours.build + "/cancel", "", "cancelBuild", "ourtemplate"},
 		{ours, "POST", "/v1/tokens", `{"name":"ci","scopes":["templates:read"],"ttl_seconds":60}`, "createToken", "templates:read"},
 		{ours, "DELETE", "/v1/tokens/ci", "", "revokeToken", ""},
 		{ours, "PUT", "/v1/pool/ourtemplate", `{"slots":3}`, "setWarmSlots", "3"},
@@ -483,13 +479,14 @@ func TestOperatorManagesTokensOfOthers(t *testing.T) {
 func TestWarmSlotsOfBuiltInTemplates(t *testing.T) {
 	w := newTenants(t)
 	w.template(t, "", "builtin", "")
+	w.unbuilt(t, "waiting")
 	w.token(t, "builder", kiln.LocalOrgID, kiln.ScopeTemplatesWrite)
 	for _, c := range []struct {
 		who, name string
 		want      int
 	}{
 		{"org_ours", "builtin", 403}, {"builder", "builtin", 403}, {kiln.LocalOrgID, "builtin", 200},
-		{"org_ours", "ourtemplate", 200}, {"org_theirs", "ourtemplate", 404},
+		{"org_ours", "ourtemplate", 200}, {"org_theirs", "ourtemplate", 404}, {"org_ours", "waiting", 403}, {kiln.LocalOrgID, "waiting", 409},
 	} {
 		if status, body := w.do(t, c.who, "PUT", "/v1/pool/"+c.name, `{"slots":2}`, nil); status != c.want {
 			t.Errorf("%s sets slots of %s: %d %s", c.who, c.name, status, body)
@@ -506,6 +503,16 @@ func TestWarmSlotsOfBuiltInTemplates(t *testing.T) {
 				t.Errorf("%s sees %s", who, body)
 			}
 		}
+	}
+}
+
+// unbuilt makes a built-in template that nobody has used yet.
+func (w *tenants) unbuilt(t *testing.T, name string) {
+	t.Helper()
+	template := &kiln.Template{ID: kiln.NewTemplateID(), BuiltIn: true, Name: name}
+	v := &kiln.Version{TemplateID: template.ID, BuildID: kiln.NewID("build_")}
+	if err := w.node.store.CreateTemplate(t.Context(), template, v, store.Build{Node: "local", Deferred: true}, nil); err != nil {
+		t.Fatal(err)
 	}
 }
 
