@@ -28,14 +28,7 @@ func (a *app) buildBuiltIn(ctx context.Context, name string, req api.BuiltInRequ
 	if err != nil {
 		return err
 	}
-	if a.json() {
-		return a.printJSON(end)
-	}
-	if a.progressMode == progressJSON {
-		return nil // its last line says it all
-	}
-	fmt.Fprintln(a.stdout)
-	return stageTable(a.stdout, end.Stages)
+	return a.summarize(end, "")
 }
 
 // watchBuiltIn shows the build of a built-in template on w and returns it when it is ready.

@@ -57,6 +57,11 @@ func (a *app) follow(ctx context.Context, c *client.Client, b *api.Build) error 
 	if err := buildFailure(end); err != nil {
 		return err
 	}
+	return a.summarize(end, fmt.Sprintf("\n%s version %d is ready (%s)\n", end.Name, end.Version, seconds(time.Since(start))))
+}
+
+// summarize prints where the time of a build went, then last.
+func (a *app) summarize(end *api.Build, last string) error {
 	if a.json() {
 		return a.printJSON(end)
 	}
@@ -67,8 +72,8 @@ func (a *app) follow(ctx context.Context, c *client.Client, b *api.Build) error 
 	if err := stageTable(a.stdout, end.Stages); err != nil {
 		return err
 	}
-	fmt.Fprintf(a.stdout, "\n%s version %d is ready (%s)\n", end.Name, end.Version, seconds(time.Since(start)))
-	return nil
+	_, err := fmt.Fprint(a.stdout, last)
+	return err
 }
 
 func cancelBuild(ctx context.Context, c *client.Client, id string) error {

@@ -220,11 +220,7 @@ func (s *Service) bakeSize(ctx context.Context, templateID string, number int, n
 	if err != nil {
 		return err
 	}
-	v, err := s.opts.Store.Version(ctx, templateID, number)
-	if err != nil {
-		return err
-	}
-	_, err = s.EnsureSnapshot(ctx, t.Quota.Apply(v), name)
+	_, err = s.EnsureSnapshot(ctx, t.Quota.Apply(t.Serving), name)
 	if kiln.CodeOf(err) == kiln.CodeInvalid {
 		return nil // below the template's minimum
 	}

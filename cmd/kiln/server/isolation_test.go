@@ -221,14 +221,6 @@ var bodies = map[string]string{
 // and in no list.
 func TestOthersThingsDoNotExist(t *testing.T) {
 	w := newTenants(t)
-	var doc struct {
-		Paths map[string]map[string]struct {
-			OperationID string `json:"operationId"`
-		} `json:"paths"`
-	}
-	if err := json.Unmarshal(w.api, &doc); err != nil {
-		t.Fatal(err)
-	}
 	// What names nobody's things: everybody may ask, and gets nothing of others. The
 	// operator's routes are refused to all others alike.
 	elsewhere := map[string]int{
@@ -238,7 +230,7 @@ func TestOthersThingsDoNotExist(t *testing.T) {
 		"buildTemplate": 400, // a form, whose template would be one's own
 	}
 	asked := 0
-	for path, methods := range doc.Paths {
+	for path, methods := range w.operations(t) {
 		for method, op := range methods {
 			for _, concrete := range w.concrete(path, op.OperationID) {
 				request := strings.ReplaceAll(bodies[op.OperationID], "{sandbox}", w.ours.sandbox)
@@ -403,18 +395,26 @@ func TestEveryChangeIsRecorded(t *testing.T) {
 	}
 }
 
-// changing returns the operations of the API that are not mere questions.
-func (w *tenants) changing(t *testing.T) (operations []string) {
+// operations returns the operations of the API, by path and method.
+func (w *tenants) operations(t *testing.T) map[string]map[string]operation {
 	t.Helper()
 	var doc struct {
-		Paths map[string]map[string]struct {
-			OperationID string `json:"operationId"`
-		} `json:"paths"`
+		Paths map[string]map[string]operation `json:"paths"`
 	}
 	if err := json.Unmarshal(w.api, &doc); err != nil {
 		t.Fatal(err)
 	}
-	for _, methods := range doc.Paths {
+	return doc.Paths
+}
+
+type operation struct {
+	OperationID string `json:"operationId"`
+}
+
+// changing returns the operations of the API that are not mere questions.
+func (w *tenants) changing(t *testing.T) (operations []string) {
+	t.Helper()
+	for _, methods := range w.operations(t) {
 		for method, op := range methods {
 			if method != "get" && method != "head" {
 				operations = append(operations, op.OperationID)
